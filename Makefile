@@ -1,0 +1,76 @@
+# Every target sets up its own .venv from nothing but make and Python 3.10 or newer.
+#   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
+#   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
+#   make lint types docs what the names say (Python 3.11 or newer)
+#   make bench           the benchmarks; ARGS=--quick
+#   make clean           removes .venv and everything that was built
+# PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+
+# The suite runs once under each user model. What no user model can change runs under the last
+# alone, whose closing line is the last line of the whole output.
+APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
+    tests/test_demo.py tests/test_readme.py tests/test_repository.py tests/test_tokens.py \
+    tests/test_identifiers.py))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: demo test test-long lint types docs bench clean modern
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.has-demo
+	@$(PY) example_project/demo.py $(ARGS)
+
+test: $(VENV)/.has-dev
+	@for users in default_user uuid_user; do \
+	    echo "== with tests.settings.$$users"; \
+	    $(PY) -m pytest --ds=tests.settings.$$users $(APART_FROM_USERS) $(ARGS) || { \
+	        status=$$?; [ $$status -eq 5 ] && [ -n '$(subst ','\'',$(ARGS))' ] || exit $$status; }; \
+	done
+	@echo "== with tests.settings.own_user"
+	@$(PY) -m pytest --ds=tests.settings.own_user $(ARGS)
+
+test-long: $(VENV)/.has-dev
+	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
+
+lint: modern
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	@for users in default_user uuid_user own_user; do \
+	    $(PY) manage.py makemigrations accesspass --check --dry-run \
+	        --settings=tests.settings.$$users || exit 1; \
+	done
+
+types: modern
+	$(PY) -m mypy
+
+docs: modern
+	$(PY) -m sphinx --fail-on-warning --nitpicky --fresh-env --quiet -b html docs docs/_build/html
+	@echo "Built docs/_build/html/index.html"
+
+bench: $(VENV)/.has-bench
+	@$(PY) -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \
+	    .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+modern: $(VENV)/.has-dev
+	@$(PY) -c 'import sys; sys.exit("lint, types and docs need Python 3.11 or newer; \
+	this .venv has " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+
+$(PY):
+	@sh .ci/venv '$(VENV)' $(PYTHON)
+
+$(VENV)/.has-%: pyproject.toml | $(PY)
+	@echo "Installing accesspass[$*]"
+	@$(PY) -m pip install -qq --editable '.[$*]'
+	@touch $@
