@@ -1,0 +1,258 @@
+"""Values to bytes and back, and the seal that says who wrote them.
+
+Nothing here unpickles anything: what came over a wire is data, never code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import hashlib
+import hmac
+import struct
+import uuid
+import zoneinfo
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgpack
+from django.http import HttpResponse
+from django.utils.safestring import SafeString, mark_safe
+
+from accesspass.cache.engines.base import Entry
+from accesspass.cache.exceptions import ValueRefused
+
+__all__ = ["Codec", "MsgpackCodec", "Opened", "Seal"]
+
+
+class Codec(Protocol):
+    """What ``OPTIONS["CODEC"]`` names by dotted path: a class made without arguments."""
+
+    def encode(self, value: Any) -> bytes:
+        """Turn a value into bytes; raises ``ValueRefused`` for what it cannot store."""
+
+    def decode(self, data: bytes | memoryview) -> Any:
+        """Make a new value, equal to the one that was encoded.
+
+        Raises ``ValueError`` for bytes that ``encode`` has not made; they then count as absent.
+        """
+
+
+# Tags of msgpack's extension types. They are a format: numbers are never reused.
+_TUPLE, _SET, _FROZENSET, _INTEGER, _DECIMAL, _UUID = range(1, 7)
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _SAFE_STRING, _RESPONSE = range(7, 13)
+
+
+class MsgpackCodec:
+    """msgpack in strict mode: a value comes back with the type it had, or is refused.
+
+    Beyond msgpack's own types: tuple, set, frozenset, int of any size, Decimal, UUID, datetime,
+    date, time, timedelta, SafeString and HttpResponse. Other subclasses of str, int and float
+    (enumerations) come back as plain values, bytearray and memoryview as bytes.
+    """
+
+    def encode(self, value: Any) -> bytes:
+        try:
+            return _pack(value)
+        except ValueRefused:
+            raise
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValueRefused(f"the cache cannot store this value: {error}") from error
+
+    def decode(self, data: bytes | memoryview) -> Any:
+        try:
+            return _unpack(data)
+        except Exception as error:
+            raise ValueError(f"these bytes are no value: {error}") from error
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(
+        value, default=_tagged, strict_types=True, unicode_errors="surrogatepass"
+    )
+    return packed
+
+
+def _unpack(data: bytes | memoryview) -> Any:
+    return msgpack.unpackb(
+        data, ext_hook=_untagged, strict_map_key=False, unicode_errors="surrogatepass"
+    )
+
+
+def _tagged(value: Any) -> Any:
+    kind = type(value)
+    if kind is tuple:
+        return msgpack.ExtType(_TUPLE, _pack(list(value)))
+    if kind is set:
+        return msgpack.ExtType(_SET, _pack(list(value)))
+    if kind is frozenset:
+        return msgpack.ExtType(_FROZENSET, _pack(list(value)))
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        size = value.bit_length() // 8 + 1
+        return msgpack.ExtType(_INTEGER, int(value).to_bytes(size, "big", signed=True))
+    if kind is decimal.Decimal:
+        return msgpack.ExtType(_DECIMAL, str(value).encode())
+    if kind is uuid.UUID:
+        return msgpack.ExtType(_UUID, value.bytes)
+    if kind is datetime.datetime:
+        naive = value.replace(tzinfo=None, fold=0).isoformat()
+        return msgpack.ExtType(_DATETIME, _pack([naive, value.fold, _zone(value)]))
+    if kind is datetime.date:
+        return msgpack.ExtType(_DATE, value.isoformat().encode())
+    if kind is datetime.time:
+        naive = value.replace(tzinfo=None, fold=0).isoformat()
+        return msgpack.ExtType(_TIME, _pack([naive, value.fold, _zone(value)]))
+    if kind is datetime.timedelta:
+        return msgpack.ExtType(_TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
+    if kind is SafeString:
+        return msgpack.ExtType(_SAFE_STRING, value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, HttpResponse):
+        return msgpack.ExtType(_RESPONSE, _pack(_response_state(value)))
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return base.__str__(value) if base is str else base(value)
+    raise ValueRefused(f"the cache cannot store a value of type {kind.__module__}.{kind.__name__}")
+
+
+def _untagged(tag: int, data: bytes) -> Any:
+    if tag == _TUPLE:
+        return tuple(_unpack(data))
+    if tag == _SET:
+        return set(_unpack(data))
+    if tag == _FROZENSET:
+        return frozenset(_unpack(data))
+    if tag == _INTEGER:
+        return int.from_bytes(data, "big", signed=True)
+    if tag == _DECIMAL:
+        return decimal.Decimal(data.decode())
+    if tag == _UUID:
+        return uuid.UUID(bytes=data)
+    if tag == _DATETIME:
+        naive, fold, zone = _unpack(data)
+        moment = datetime.datetime.fromisoformat(naive)
+        return moment.replace(fold=fold, tzinfo=_zone_of(zone))
+    if tag == _DATE:
+        return datetime.date.fromisoformat(data.decode())
+    if tag == _TIME:
+        naive, fold, zone = _unpack(data)
+        return datetime.time.fromisoformat(naive).replace(fold=fold, tzinfo=_zone_of(zone))
+    if tag == _TIMEDELTA:
+        return datetime.timedelta(*_unpack(data))
+    if tag == _SAFE_STRING:
+        return mark_safe(data.decode("utf-8", "surrogatepass"))  # noqa: S308 - it was one
+    if tag == _RESPONSE:
+        return _response_of(_unpack(data))
+    raise ValueError(f"unknown tag {tag}")
+
+
+def _zone(value: datetime.datetime | datetime.time) -> str | float | None:
+    """A zone by its key, any other as its offset in seconds at that moment."""
+    if isinstance(value.tzinfo, zoneinfo.ZoneInfo) and value.tzinfo.key:
+        return value.tzinfo.key
+    offset = value.utcoffset()
+    if value.tzinfo is not None and offset is None:
+        raise ValueRefused("the cache cannot store a time whose zone has no offset")
+    return None if offset is None else offset.total_seconds()
+
+
+def _zone_of(zone: str | float | None) -> datetime.tzinfo | None:
+    if zone is None:
+        return None
+    if isinstance(zone, str):
+        return zoneinfo.ZoneInfo(zone)
+    if zone == 0:
+        return datetime.timezone.utc
+    return datetime.timezone(datetime.timedelta(seconds=zone))
+
+
+def _response_state(response: HttpResponse) -> list[Any]:
+    if not getattr(response, "is_rendered", True):
+        raise ValueRefused("the cache cannot store a response that is not rendered yet")
+    return [
+        response.status_code,
+        response.reason_phrase,
+        list(response.items()),
+        [
+            [morsel.key, morsel.value, morsel.coded_value, dict(morsel)]
+            for morsel in response.cookies.values()
+        ],
+        response.content,
+        response.charset,
+    ]
+
+
+def _response_of(state: list[Any]) -> HttpResponse:
+    status, reason, headers, cookies, content, charset = state
+    response = HttpResponse(
+        content, status=status, reason=reason, headers=dict(headers), charset=charset
+    )
+    if "Content-Type" not in response.headers.keys() & {name for name, _ in headers}:
+        del response["Content-Type"]  # the constructor adds one
+    for key, value, coded_value, attributes in cookies:
+        response.cookies[key] = coded_value
+        response.cookies[key].set(key, value, coded_value)
+        response.cookies[key].update(attributes)
+    return response
+
+
+class Opened(NamedTuple):
+    """An entry whose seal was good. ``marker`` tells that culling must leave it alone."""
+
+    payload: bytes
+    marker: bool
+
+
+# Format 1: format byte, flags byte, HMAC-SHA-256, payload.
+_FORMAT = 1
+_MARKER = 1
+_HEADER = 2 + hashlib.sha256().digest_size
+_BOUND = struct.Struct(">BBQdI")
+
+
+class Seal:
+    """HMAC-SHA-256 over payload, key, revision and expiry (RFC 2104).
+
+    Whoever can write to the engine can then delete what is there, but not make or change it, nor
+    move it to another key or prolong it.
+
+    Args:
+        keys: the first one seals, all of them open, so that keys rotate in two steps: first the
+            new key as a fallback on every node, then as the first one.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [
+            hmac.digest(key.encode(), b"accesspass.cache entry 1", "sha256") for key in keys
+        ]
+
+    def close(
+        self, key: bytes, revision: int, expires: float | None, payload: bytes, *, marker: bool
+    ) -> bytes:
+        """Return the sealed bytes of a payload that is to be stored under ``key``."""
+        flags = _MARKER if marker else 0
+        mac = _mac(self._keys[0], flags, key, revision, expires, payload)
+        return bytes((_FORMAT, flags)) + mac + payload
+
+    def open(self, entry: Entry) -> Opened | None:
+        """Return what a key of ours sealed, ``None`` for a deletion and for anything else."""
+        sealed = entry.value
+        if type(sealed) is not bytes or len(sealed) < _HEADER or sealed[0] != _FORMAT:
+            return None
+        flags, mac, payload = sealed[1], sealed[2:_HEADER], sealed[_HEADER:]
+        try:
+            for key in self._keys:
+                expected = _mac(key, flags, entry.key, entry.revision, entry.expires, payload)
+                if hmac.compare_digest(mac, expected):
+                    return Opened(payload, bool(flags & _MARKER))
+        except (struct.error, TypeError):
+            pass  # a revision or an expiry that no writer of ours could have written
+        return None
+
+
+def _mac(
+    secret: bytes, flags: int, key: bytes, revision: int, expires: float | None, payload: bytes
+) -> bytes:
+    # Lengths first, so that no two inputs give one message.
+    until = float("inf") if expires is None else expires
+    bound = _BOUND.pack(_FORMAT, flags, revision, until, len(key))
+    return hmac.digest(secret, bound + key + payload, "sha256")

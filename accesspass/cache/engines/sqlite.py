@@ -1,0 +1,306 @@
+"""The engine for one machine with many processes: a SQLite file of its own.
+
+Its own file, because a writer on a second connection to the project's file, inside an outer
+transaction, would wait for itself. Write-ahead logging lets readers go on while somebody writes;
+``synchronous=FULL`` makes an acknowledged write survive a power cut.
+
+Asking whether anything is new costs microseconds, so it is done at each read: there is no thread
+and no lag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from accesspass.cache.engines.base import (
+    Change,
+    Condition,
+    Engine,
+    Entry,
+    Page,
+    Written,
+    is_live,
+)
+from accesspass.cache.exceptions import CacheError, EngineUnavailable
+
+__all__ = ["SQLiteEngine"]
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    epoch TEXT NOT NULL, seq INTEGER NOT NULL, floor INTEGER NOT NULL
+);
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE CHECK (typeof(key) = 'blob'),
+    revision INTEGER NOT NULL CHECK (typeof(revision) = 'integer'),
+    expires REAL CHECK (typeof(expires) IN ('real', 'null')),
+    value BLOB CHECK (typeof(value) IN ('blob', 'null'))
+);
+CREATE INDEX entries_expires ON entries (expires) WHERE expires IS NOT NULL;
+"""
+_META = "SELECT epoch, seq, floor FROM meta"
+_ENTRY = "SELECT key, seq, revision, expires, value FROM entries "
+_UPSERT = (
+    "INSERT INTO entries (key, seq, revision, expires, value) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, revision = excluded.revision, "
+    "expires = excluded.expires, value = excluded.value"
+)
+# How often it is checked that the path still names the file that is open, in seconds.
+_CHECK_PATH_EVERY = 0.5
+# Bound here, so that tests which replace time.time() do not move the order of expiries.
+_wall_clock = time.time
+
+
+class SQLiteEngine(Engine):
+    """A log in a SQLite file, made at first use.
+
+    Args:
+        path: absolute path of the file.
+        like: a file whose owner and mode it gets (the project's database); without one it is
+            readable and writable by its owner alone.
+        deadline: how long a call waits for another process's write, in seconds.
+    """
+
+    name: ClassVar[str] = "sqlite"
+    sync_on_read: ClassVar[bool] = True
+
+    def __init__(self, path: str, *, like: str | None = None, deadline: float = 2.0) -> None:
+        super().__init__(deadline=deadline)
+        self.path = path
+        self._like = like
+        # Idle connections. list.append and list.pop are atomic, so no lock is needed.
+        self._pool: list[sqlite3.Connection] = []
+        self._inherited: list[sqlite3.Connection] = []
+        self._file: tuple[int, int] | None = None
+        self._checked = 0.0
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def changes(self, after: int, limit: int) -> Page:
+        with self._connection() as connection:
+            epoch, head, floor = _meta(connection)
+            # The usual answer, and the only one on the path of an authorised request.
+            if head <= after or limit == 0:
+                return Page(epoch, head, floor, _wall_clock(), (), head > after)
+            connection.execute("BEGIN")
+            epoch, head, floor = _meta(connection)
+            rows = connection.execute(
+                _ENTRY + "WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit + 1)
+            ).fetchall()
+            connection.execute("COMMIT")
+        entries = [Entry(*row) for row in rows[:limit]]
+        return Page(epoch, head, floor, _wall_clock(), entries, len(rows) > limit)
+
+    def read(self, key: bytes) -> Entry | None:
+        with self._connection() as connection:
+            return _read(connection, key)
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def write(self, changes: Sequence[Change], condition: Condition | None = None) -> Written:
+        with self._transaction() as connection:
+            epoch, seq, _ = _meta(connection)
+            now = _wall_clock()
+            current = [_read(connection, change.key) for change in changes]
+            held = sum([is_live(entry, now) for entry in current])
+            if condition is not None:
+                (change,) = changes
+                if not condition.allows(change.revision, current[0], epoch, now):
+                    return Written(epoch, seq, False, held, current[0])
+            rows = []
+            for seq, change in enumerate(changes, seq + 1):  # noqa: B020 - goes on
+                expires = now if change.value is None else change.expires
+                rows.append((change.key, seq, change.revision, expires, change.value))
+            connection.executemany(_UPSERT, rows)
+            connection.execute("UPDATE meta SET seq = ?", (seq,))
+        return Written(epoch, seq, True, held, None)
+
+    def clear(self) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM entries")
+            connection.execute("UPDATE meta SET epoch = ?, floor = seq", (secrets.token_hex(8),))
+
+    def purge(self, before: float, limit: int) -> int:
+        with self._transaction() as connection:
+            dead = connection.execute(
+                "SELECT seq FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?",
+                (before, limit),
+            ).fetchall()
+            if dead:
+                connection.executemany("DELETE FROM entries WHERE seq = ?", dead)
+                connection.execute("UPDATE meta SET floor = max(floor, ?)", max(dead))
+        return len(dead)
+
+    # Connections -----------------------------------------------------------------------------
+
+    def _connection(self) -> _Borrowed:
+        """An idle connection, given back afterwards unless something failed."""
+        try:
+            if self._file is None or time.monotonic() - self._checked > _CHECK_PATH_EVERY:
+                self._check_path()
+            pool = self._pool
+            try:
+                return _Borrowed(self, pool, pool.pop())
+            except IndexError:
+                return _Borrowed(self, pool, self._open())
+        except (sqlite3.Error, OSError) as error:
+            raise self.unavailable(error) from error
+
+    def give_back(self, pool: list[sqlite3.Connection], connection: sqlite3.Connection) -> None:
+        """Take a connection back, unless the file it belongs to is gone."""
+        if pool is self._pool:
+            pool.append(connection)
+        else:
+            connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that has the write lock from its first statement.
+
+        SQLite's commit is a local call whose outcome is always known: an error means that nothing
+        was written, so this engine never raises ``EngineUncertain``.
+        """
+        # A write to a file that was deleted or replaced meanwhile would be lost in silence.
+        self._checked = 0.0
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _check_path(self) -> None:
+        """Let go of a file that the path no longer names, and make one where there is none."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            self._create()
+            found = os.stat(self.path)
+        identity = (found.st_dev, found.st_ino)
+        if identity != self._file:
+            self.close()
+            self._file = identity
+        self._checked = time.monotonic()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False
+        )
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != _SCHEMA_VERSION:
+                raise EngineUnavailable(
+                    f"{self.path} is not a cache file of this version of accesspass "
+                    f"(found {version}, need {_SCHEMA_VERSION}); stop the project and delete it, "
+                    "it holds nothing that cannot be made again"
+                )
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _create(self) -> None:
+        """Make the file complete under another name, then give it its own: nobody sees half."""
+        folder = os.path.dirname(self.path)
+        handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=folder)
+        try:
+            if self._like is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    model = os.stat(self._like)
+                    os.fchmod(handle, model.st_mode & 0o666)
+                    if os.geteuid() == 0:
+                        os.fchown(handle, model.st_uid, model.st_gid)
+            os.close(handle)
+            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT INTO meta VALUES (1, ?, 0, 0)", (secrets.token_hex(8),))
+                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            self._give_name(temporary, folder)
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary + suffix)
+
+    def _give_name(self, temporary: str, folder: str) -> None:
+        """Move a new file to its place, unless another process was quicker."""
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(self.path):
+                # A log left behind by a file that was deleted would be read as if it were of this
+                # one.
+                for suffix in ("-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path + suffix)
+                os.rename(temporary, self.path)
+        finally:
+            os.close(lock)
+
+    def unavailable(self, error: BaseException) -> CacheError:
+        """Return the error that says that the file could not be used."""
+        return EngineUnavailable(f"{self.path}: {error}")
+
+    def forget_connections(self) -> None:
+        # SQLite forbids any use of a connection after a fork, closing included; keeping a reference
+        # keeps them from being closed.
+        self._inherited += self._pool
+        self._pool = []
+
+    def close(self) -> None:
+        pool, self._pool = self._pool, []
+        while pool:
+            pool.pop().close()
+
+
+class _Borrowed:
+    """A connection out of the pool. A class, because a generator costs as much as the query."""
+
+    __slots__ = ("_connection", "_engine", "_pool")
+
+    def __init__(
+        self, engine: SQLiteEngine, pool: list[sqlite3.Connection], connection: sqlite3.Connection
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if kind is None:
+            self._engine.give_back(self._pool, self._connection)
+            return
+        self._connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._engine.unavailable(error) from error
+
+
+def _meta(connection: sqlite3.Connection) -> tuple[str, int, int]:
+    """The epoch, the number of the last write, and the floor."""
+    meta: tuple[str, int, int] | None = connection.execute(_META).fetchone()
+    if meta is None:
+        raise sqlite3.DatabaseError("the record of its state is gone")
+    return meta
+
+
+def _read(connection: sqlite3.Connection, key: bytes) -> Entry | None:
+    row: tuple[Any, ...] | None = connection.execute(_ENTRY + "WHERE key = ?", (key,)).fetchone()
+    return None if row is None else Entry(*row)

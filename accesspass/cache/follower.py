@@ -1,0 +1,587 @@
+"""Keeps the replica of one process current.
+
+There is one follower for each engine and set of options in a process, shared by all threads. It
+starts nothing before the first read, and finds out by itself that the process was forked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from django.db import connections
+
+from accesspass.cache.codec import Opened, Seal
+from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
+from accesspass.cache.exceptions import CacheError, EngineUnavailable
+from accesspass.cache.replica import Held, Replica
+
+__all__ = ["Follower", "Mark", "clock"]
+
+logger = logging.getLogger("accesspass.cache")
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def clock() -> float:
+        """Seconds on a clock that goes on while the machine is suspended."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:  # pragma: no cover - not on Linux
+    clock = time.monotonic
+
+_RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
+_EXPIRE_EVERY, _EXPIRE_LIMIT = 1.0, 10_000
+_PURGE_EVERY, _PURGE_AGAIN, _PURGE_LIMIT = 10.0, 0.1, 1_000
+_RESTARTS = 3
+
+
+class Mark(NamedTuple):
+    """Where the log stood when something was read or written elsewhere.
+
+    It is taken before the query, so that whatever is published afterwards is known to be newer.
+    """
+
+    epoch: str
+    seq: int
+    taken: float
+    generation: int
+
+
+class Follower:
+    """The replica of this process, and the only way to the engine.
+
+    Args:
+        engine: where the log lives; nobody else uses this object.
+        seal: proves which entries are ours.
+        max_staleness: for how long a replica may answer after it last proved itself current, in
+            seconds.
+        heartbeat: how often the thread asks for changes without being woken, in seconds.
+        retention: how long the engine keeps what is dead, in seconds.
+        max_entries, cull_frequency: as ``Replica.cull``; ``None`` for no limit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        seal: Seal,
+        *,
+        max_staleness: float,
+        heartbeat: float,
+        retention: float,
+        max_entries: int | None,
+        cull_frequency: int,
+    ) -> None:
+        self.engine = engine
+        self.max_staleness = max_staleness
+        self._seal = seal
+        self._heartbeat = heartbeat
+        self._retention = retention
+        self._max_entries = max_entries
+        self._cull_frequency = cull_frequency
+        self._replica = Replica()
+        self._callbacks: dict[Callable[[], None], None] = {}
+        self._counters: collections.Counter[str] = collections.Counter()
+        # Raised whenever a reason appears to run the callbacks before anything is vouched for.
+        self._doubts = 0
+        self._expire_at = self._purge_at = 0.0
+        # The engine's clock less ours, and the number of its last write, when last heard of.
+        self._offset: float | None = None
+        self._head: int | None = None
+        self._begin_process()
+        _followers.add(self)
+
+    def _begin_process(self) -> None:
+        self._pid = os.getpid()
+        # Whoever writes to the replica holds this one; readers hold none.
+        self._lock = threading.Lock()
+        # One pull at a time.
+        self._pulling = threading.Lock()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._callback_thread: threading.Thread | None = None
+        # Own writes while a pull is under way, whose pages may be older; None otherwise.
+        self._carry: list[tuple[str, Entry]] | None = None
+        self._retry_at = 0.0
+        self._retry_after = _RETRY_FIRST
+
+    def after_fork(self) -> None:
+        """In the child: keep the entries, trust nothing, touch nothing of the parent's. No I/O."""
+        if self._lock.locked():
+            self._replica = Replica()  # a thread that is not here was in the middle of a change
+        self._begin_process()
+        self._replica.fresh_at = float("-inf")
+        self._replica.vouched = False
+        self.engine.forget_connections()
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Held | None:
+        """Return what is held for a key if the replica can vouch for it, else ``None``."""
+        replica = self.current()
+        # Freshness first, then the value, and the clock last: a process may be stopped anywhere in
+        # between, and another of its threads may pull before this one goes on.
+        fresh_at = replica.fresh_at
+        held = replica.get(key)
+        if held is None or held.absent:
+            return None
+        now = clock()
+        if now - max(fresh_at, held.taken) > self.max_staleness:
+            return None
+        if held.expires <= now + (self._offset or 0.0):
+            return None
+        return held
+
+    def current(self) -> Replica:
+        """Return the replica, brought up to date as far as the caller may wait for it."""
+        if self._pid != os.getpid():  # pragma: no cover - the fork hook has run before
+            self.after_fork()
+        replica = self._replica
+        if self.engine.sync_on_read:
+            return self._sync(replica)
+        oldest = clock() - self.max_staleness
+        if replica.fresh_at < oldest and not _on_event_loop():
+            # Whoever joins waits for the pull that is under way; whoever fell behind does not: the
+            # database answers sooner.
+            self._pull_once(oldest, wait=self.engine.deadline if replica.epoch is None else 0)
+        if self._thread is None or not self._thread.is_alive():
+            self._start()
+        return self._replica
+
+    def _sync(self, replica: Replica) -> Replica:
+        """Ask an engine that answers in microseconds whether there is anything new."""
+        sent = clock()
+        if sent < self._retry_at:
+            return replica
+        if self._retry_at:
+            # It failed the last time: one thread tries, the others do not wait with it.
+            self._retry_at = sent + self.engine.deadline
+        try:
+            page = self.engine.changes(replica.applied, 0)
+        except CacheError as error:
+            self._failed(error)
+            return replica
+        self._retry_at = 0.0
+        if page.more or not replica.vouched or self._must_restart(replica, page):
+            self._pull_once(sent, wait=self.engine.deadline)
+            return self._replica
+        self._hear(page, sent)
+        replica.fresh_at = sent
+        return replica
+
+    def _pull_once(self, since: float, wait: float) -> None:
+        """Pull, unless the replica is as of ``since`` already or the last try failed just now."""
+        if clock() < self._retry_at or threading.current_thread() is self._callback_thread:
+            return  # the pull that waits for a callback must not be waited for by it
+        if not self._pulling.acquire(timeout=wait):
+            return
+        try:
+            if self._replica.fresh_at < since and clock() >= self._retry_at:
+                self._pull()
+        except CacheError as error:
+            self._failed(error)
+        finally:
+            self._pulling.release()
+
+    def _failed(self, error: Exception) -> None:
+        """Put the next try off, a little longer each time, and not in step with other nodes."""
+        self._replica.vouched = False
+        self._counters["failures"] += 1
+        if self._retry_after == _RETRY_FIRST:
+            logger.warning("cache.unreachable: %s", error)
+        self._retry_at = clock() + self._retry_after * random.uniform(0.5, 1.0)  # noqa: S311
+        self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
+
+    # Pulling ---------------------------------------------------------------------------------
+
+    def pull(self) -> None:
+        """Bring the replica to the head of the log and let it vouch for itself.
+
+        Raises:
+            CacheError: the engine did not answer, or a callback failed; the replica grows stale.
+        """
+        with self._pulling:
+            self._pull()
+
+    def _pull(self) -> None:
+        try:
+            replica, sent = self._catch_up()
+        finally:
+            with self._lock:
+                self._carry = None
+        self._vouch(replica, sent)
+        self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
+
+    def _catch_up(self) -> tuple[Replica, float]:
+        """Apply pages up to the head, to a new replica if the old one's history is over.
+
+        Returns the replica and when the request for its last page was sent.
+        """
+        with self._lock:
+            old = replica = self._replica
+            self._carry = []
+        restarts = 0
+        while True:
+            sent = clock()
+            page = self.engine.changes(replica.applied, self.engine.page_size)
+            with self._lock:
+                self._hear(page, sent)
+                if self._replica is not old:  # a write was answered out of another history
+                    old = replica = self._replica
+                elif self._must_restart(replica, page):
+                    replica = Replica(page.epoch, page.head)
+                else:
+                    self._apply_page(replica, page)
+                    if page.more:
+                        continue
+                    self._take_over(replica)
+                    return replica, sent
+            if restarts == _RESTARTS:
+                raise EngineUnavailable("the log was cut again and again while it was read")
+            restarts += 1
+            self._counters["resyncs"] += 1
+            logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head)
+
+    def _hear(self, page: Page, sent: float) -> None:
+        """Note what a page says of the engine. One that took too long says little of its clock."""
+        self._head = page.head
+        if self._offset is None or clock() - sent <= self.engine.deadline:
+            self._offset = page.now - sent
+
+    @staticmethod
+    def _must_restart(replica: Replica, page: Page) -> bool:
+        """Whether what this replica holds cannot become what the log says by going on."""
+        return replica.epoch is not None and (
+            page.epoch != replica.epoch
+            or page.head < replica.applied
+            or page.floor > max(replica.applied, replica.began)
+        )
+
+    def _apply_page(self, replica: Replica, page: Page) -> None:
+        if replica.epoch is None:
+            replica.epoch, replica.began = page.epoch, page.head
+        for entry in page.changes:
+            self._apply(replica, entry)
+        # What was written again since stands further up, so the last numbers below the head may
+        # be missing.
+        replica.applied = page.changes[-1].seq if page.more else page.head
+        self._tidy_replica(replica)
+
+    def _apply(self, replica: Replica, entry: Entry) -> None:
+        self._counters["applied"] += 1
+        opened = self._seal.open(entry)
+        if opened is not None:
+            replica.put(
+                entry.key,
+                entry.seq,
+                entry.revision,
+                entry.expires,
+                opened.payload,
+                marker=opened.marker,
+            )
+            return
+        if entry.value is not None:
+            self._counters["refused"] += 1
+        if type(entry.key) is not bytes:
+            return  # no writer of ours has such a key, so nobody asks for it
+        # An absence also for a broken seal: passing it over would leave the older version alive.
+        replica.put(entry.key, entry.seq, 0, clock() + (self._offset or 0.0), None)
+
+    def _tidy_replica(self, replica: Replica) -> None:
+        now = clock()
+        while self._max_entries is not None and replica.live > self._max_entries:
+            replica.cull(self._max_entries, self._cull_frequency)
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRE_EVERY
+            replica.expire(now + (self._offset or 0.0), _EXPIRE_LIMIT)
+
+    def _take_over(self, replica: Replica) -> None:
+        """Answer from this replica from now on, with our own writes that its pages do not have."""
+        for epoch, entry in self._carry or ():
+            if epoch == replica.epoch and entry.seq > replica.applied:
+                self._apply(replica, entry)
+        self._replica = replica
+
+    def _vouch(self, replica: Replica, sent: float) -> None:
+        """Let a replica that has caught up answer, after the callbacks if it could not before."""
+        while True:
+            doubts = self._doubts
+            stale = clock() - replica.fresh_at > self.max_staleness
+            if not replica.vouched or (stale and not self.engine.sync_on_read):
+                self._run_callbacks()
+            with self._lock:
+                if doubts == self._doubts:
+                    replica.vouched = True
+                    replica.fresh_at = sent
+                    return
+
+    def _run_callbacks(self) -> None:
+        """Run the callbacks in a thread, where they cannot meet the caller's transactions."""
+        if not self._callbacks:
+            return
+        if self._callback_thread is not None and self._callback_thread.is_alive():
+            raise EngineUnavailable("an earlier before_fresh callback has not returned yet")
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                for callback in list(self._callbacks):
+                    callback()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may be fresh
+                failures.append(error)
+            finally:
+                connections.close_all()
+
+        thread = threading.Thread(target=run, name="accesspass-before-fresh", daemon=True)
+        self._callback_thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._callback_thread = None
+            raise EngineUnavailable(f"a before_fresh callback has no thread: {error}") from error
+        thread.join(self.engine.deadline)
+        if thread.is_alive():
+            raise EngineUnavailable("a before_fresh callback did not return in time")
+        self._callback_thread = None
+        if failures:
+            raise EngineUnavailable(f"a before_fresh callback failed: {failures[0]}")
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def write(self, changes: Sequence[Change], condition: Condition | None = None) -> Written:
+        """Write to the engine, then hold the result here at once."""
+        written = self.engine.write(changes, condition)
+        self._retry_at = 0.0  # the engine answers
+        if written.done:
+            first = written.seq - len(changes) + 1
+            entries = [
+                Entry(change.key, seq, change.revision, change.expires, change.value)
+                for seq, change in enumerate(changes, first)
+            ]
+        else:
+            entries = [] if written.current is None else [written.current]
+        self._apply_own(written.epoch, entries)
+        self._purge_if_due()
+        return written
+
+    def _apply_own(self, epoch: str, entries: Sequence[Entry]) -> None:
+        """Hold what the engine has answered to a write. It never moves ``applied``."""
+        with self._lock:
+            replica = self._replica
+            if self._carry is not None:
+                self._carry += [(epoch, entry) for entry in entries]
+            if replica.epoch is None:
+                return  # the next pull, or the one under way, brings it
+            if replica.epoch != epoch:
+                self._replica = Replica()  # what was held is of another history
+                return
+            for entry in entries:
+                # What is not above ``applied`` was seen already, or something newer was.
+                if entry.seq > replica.applied:
+                    self._apply(replica, entry)
+            self._tidy_replica(replica)
+
+    def seal_change(
+        self, key: bytes, payload: bytes, expires: float | None, revision: int, *, marker: bool
+    ) -> Change:
+        """Return the change that stores a payload."""
+        sealed = self._seal.close(key, revision, expires, payload, marker=marker)
+        return Change(key, sealed, expires, revision)
+
+    def is_sealed(self, entry: Entry) -> bool:
+        """Whether one of our keys sealed an entry: nobody can read any other."""
+        return self._seal.open(entry) is not None
+
+    def open(self, entry: Entry) -> Opened | None:
+        """Return what an entry holds just now, ``None`` if that is nothing."""
+        if entry.expires is not None and entry.expires <= self.now():
+            return None
+        return self._seal.open(entry)
+
+    def read_engine(self, key: bytes) -> tuple[Entry | None, Opened | None]:
+        """Read the latest version of a key at the engine, and open it."""
+        entry = self.engine.read(key)
+        return entry, None if entry is None else self.open(entry)
+
+    def read_replica(self, key: bytes) -> tuple[Entry | None, Opened | None]:
+        """The same from this process's memory; nothing if it cannot vouch for it."""
+        held = self.get(key)
+        if held is None:
+            return None, None
+        expires = None if held.expires == float("inf") else held.expires
+        entry = Entry(key, held.seq, held.revision, expires, None)
+        return entry, Opened(held.payload, False)
+
+    def clear(self) -> None:
+        """Throw everything away, on every node."""
+        self.engine.clear()
+        with self._lock:
+            self._replica = Replica()
+        self._pull_once(clock(), wait=self.engine.deadline)
+
+    def _purge_if_due(self) -> None:
+        """Let writers keep the log short: each now and then, more often while it is long."""
+        if clock() < self._purge_at or self._offset is None:
+            return
+        self._purge_at = clock() + _PURGE_EVERY
+        try:
+            if self.engine.purge(self.now() - self._retention, _PURGE_LIMIT) == _PURGE_LIMIT:
+                self._purge_at = clock() + _PURGE_AGAIN
+        except CacheError as error:
+            logger.warning("cache.purge_failed: %s", error)
+
+    # What publications need ------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        """Say where the log stands for this process; I/O only if nothing was pulled yet.
+
+        Raises:
+            EngineUnavailable: nothing was pulled yet, and nothing can be.
+        """
+        while True:
+            replica = self._replica
+            if replica.epoch is not None:
+                return Mark(replica.epoch, replica.applied, clock(), replica.generation)
+            self._meet()
+
+    def _meet(self) -> None:
+        """Learn the epoch and the engine's clock without pulling anything."""
+        sent = clock()
+        page = self.engine.changes(0, 0)
+        with self._lock:
+            self._hear(page, sent)
+            if self._replica.epoch is None:
+                self._replica.epoch, self._replica.began = page.epoch, page.head
+
+    def fill(
+        self, key: bytes, payload: bytes, revision: int, timeout: float, mark: Mark, *, marker: bool
+    ) -> bool:
+        """Hold in this process alone what was read elsewhere after ``mark`` was taken."""
+        with self._lock:
+            replica = self._replica
+            if (
+                mark.generation != replica.generation
+                or mark.epoch != replica.epoch
+                or clock() - mark.taken > self.max_staleness
+            ):
+                return False
+            expires = mark.taken + (self._offset or 0.0) + timeout
+            filled = replica.fill(
+                key, mark.seq, revision, expires, payload, marker=marker, taken=mark.taken
+            )
+            self._tidy_replica(replica)
+            return filled
+
+    def forget(self, key: bytes) -> None:
+        """Forget what this process holds for a key, until something newer is said of it."""
+        with self._lock:
+            held = self._replica.get(key)
+            if held is not None and not held.absent:
+                self._replica.put(key, held.seq, 0, self.now(), None)
+
+    def cull(self, limit: int, frequency: int) -> None:
+        """Make room as ``Replica.cull`` does."""
+        with self._lock:
+            self._replica.cull(limit, frequency)
+
+    def now(self) -> float:
+        """The engine's clock, in seconds since 1970; the system's before the first page."""
+        return time.time() if self._offset is None else clock() + self._offset
+
+    def expiry(self, timeout: float | None) -> float | None:
+        """The engine's clock in ``timeout`` seconds, asking the engine once if need be."""
+        if timeout is None:
+            return None
+        if self._offset is None:
+            self.mark()
+        if timeout <= 0:
+            # Dead at once, also for a node whose reckoning of that clock is behind ours.
+            timeout = min(timeout, -self.engine.deadline)
+        return self.now() + timeout
+
+    def before_fresh(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` each time before a stale replica vouches for itself again."""
+        if callback not in self._callbacks:
+            self._callbacks[callback] = None
+            # What it would have said is missing here, so it is asked before the next answer.
+            with self._lock:
+                self._doubts += 1
+                self._replica.vouched = False
+                self._replica.fresh_at = float("-inf")
+
+    def status(self) -> dict[str, Any]:
+        """Return what an operator wants to know, without asking the engine."""
+        replica = self._replica
+        staleness = clock() - replica.fresh_at
+        return {
+            "engine": self.engine.name,
+            "pid": self._pid,
+            "epoch": replica.epoch,
+            "applied": replica.applied,
+            "head": self._head,
+            "staleness": None if staleness == float("inf") else staleness,
+            "fresh": staleness <= self.max_staleness,
+            "entries": replica.total,
+            "bytes": replica.held_bytes,
+            "counters": {name: self._counters[name] for name in _COUNTERS},
+        }
+
+    # The thread ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._stopping or (self._thread is not None and self._thread.is_alive()):
+                return
+            thread = threading.Thread(target=self._follow, name="accesspass-follower", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads; the reads pull
+                thread.start()
+                self._thread = thread
+
+    def _follow(self) -> None:
+        while not self._stopping:
+            try:
+                self.pull()
+                self.engine.wait(self._heartbeat)
+            except CacheError as error:
+                self._failed(error)
+                time.sleep(max(0.0, self._retry_at - clock()))
+            except Exception as error:
+                logger.exception("cache.follower_error")
+                self._failed(error)
+                time.sleep(max(0.0, self._retry_at - clock()))
+
+    def stop(self) -> None:
+        """End the thread and give back what the engine holds open."""
+        self._stopping = True
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(self.engine.deadline)
+        self.engine.close()
+
+
+_COUNTERS = ("applied", "refused", "resyncs", "failures")
+_followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _after_fork_in_child() -> None:
+    for follower in list(_followers):
+        follower.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,226 @@
+"""The process-local store. No I/O, no threads, no locks.
+
+Readers call ``get`` from any thread at any time. Whoever writes holds the follower's lock.
+
+An entry is one ``bytes`` object: a fixed header and the payload. Bytes are invisible to the
+garbage collector, which otherwise spends most of a second on a million of anything else; and the
+entries are spread over many dicts, because one dict stalls its readers when it grows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = ["Held", "Replica"]
+
+_SHARDS = 256
+# seq, revision, expires, taken, flags
+_HEADER = struct.Struct("<QQddB")
+_ABSENT = 1
+_MARKER = 2
+# How long what is dead is kept here, in seconds, so that few fills are refused for its loss.
+_KEEP_DEAD = 60.0
+# Expiries are collected in buckets of this many seconds.
+_BUCKET = 30.0
+_NEVER = float("inf")
+_generations = itertools.count(1)
+
+
+class Held(NamedTuple):
+    """One entry as the replica holds it.
+
+    ``expires`` is in seconds of the engine's clock, infinite for never. ``taken`` is minus
+    infinity for what came through the log; for a local fill it is the time on the follower's clock
+    at which its mark was taken. ``absent`` is a deletion, or an entry whose seal was broken.
+    """
+
+    seq: int
+    revision: int
+    expires: float
+    taken: float
+    absent: bool
+    payload: bytes
+
+
+class Replica:
+    """A prefix of one epoch's log, plus this process's own acknowledged writes and fills.
+
+    Args:
+        epoch: the epoch it belongs to, ``None`` until a page was seen.
+        began: the head of the log when it began.
+    """
+
+    __slots__ = (
+        "_buckets",
+        "_shards",
+        "applied",
+        "began",
+        "epoch",
+        "fill_floor",
+        "fresh_at",
+        "generation",
+        "held_bytes",
+        "live",
+        "top",
+        "total",
+        "vouched",
+    )
+
+    def __init__(self, epoch: str | None = None, began: int = 0) -> None:
+        self.epoch = epoch
+        self.began = began
+        #: Tells this replica from every other one of this process.
+        self.generation = next(_generations)
+        #: The number up to which the log was applied whole.
+        self.applied = 0
+        #: When the last complete pull was sent, on the follower's clock.
+        self.fresh_at = -_NEVER
+        #: Whether the follower's callbacks have run since this replica joined or failed.
+        self.vouched = False
+        #: Entries that culling counts, all entries, and their bytes.
+        self.live = self.total = self.held_bytes = 0
+        #: The greatest number held, own writes included.
+        self.top = 0
+        #: No fill whose mark is older than this: what it would lose to may have been dropped.
+        self.fill_floor = 0
+        self._shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(_SHARDS))
+        self._buckets: dict[float, dict[bytes, None]] = {}
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Held | None:
+        """Return what is held for a key, dead or alive."""
+        held = self._shards[hash(key) % _SHARDS].get(key)
+        if held is None:
+            return None
+        seq, revision, expires, taken, flags = _HEADER.unpack_from(held)
+        return Held(seq, revision, expires, taken, bool(flags & _ABSENT), held[_HEADER.size :])
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: bytes,
+        seq: int,
+        revision: int,
+        expires: float | None,
+        payload: bytes | None,
+        *,
+        marker: bool = False,
+        taken: float = -_NEVER,
+    ) -> bool:
+        """Hold a version unless what is held wins. Returns whether it is held now.
+
+        The greater number wins. Among published versions the greater revision must win too: a
+        publication that was replayed gets a new number but keeps its revision. An absence
+        (``payload=None``) replaces anything and remembers the revision that it replaced; with the
+        number of what is held it makes that forgotten, although the log may deliver it again.
+        """
+        shard = self._shards[hash(key) % _SHARDS]
+        old = shard.get(key)
+        if old is not None:
+            old_seq, old_revision, _, _, _ = _HEADER.unpack_from(old)
+            again = seq == old_seq and payload is not None and taken == -_NEVER
+            if seq < old_seq or again:
+                return False
+            if payload is None:
+                revision = old_revision
+            elif revision and revision < old_revision:
+                return False
+            self._forget(key, old)
+        flags = (_ABSENT if payload is None else 0) | (_MARKER if marker else 0)
+        until = _NEVER if expires is None else expires
+        new = _HEADER.pack(seq, revision, until, taken, flags) + (payload or b"")
+        shard[key] = new
+        self.total += 1
+        self.held_bytes += len(key) + len(new)
+        self.live += not flags
+        self.top = max(self.top, seq)
+        if until != _NEVER:
+            self._buckets.setdefault(until // _BUCKET, {})[key] = None
+        return True
+
+    def fill(
+        self,
+        key: bytes,
+        seq: int,
+        revision: int,
+        expires: float,
+        payload: bytes,
+        *,
+        marker: bool,
+        taken: float,
+    ) -> bool:
+        """Hold what was read elsewhere while the log stood at ``seq``. Returns whether it is held.
+
+        It loses to everything that the log has said of the key since, and to every revision that
+        is not smaller than its own.
+        """
+        if seq < self.fill_floor:
+            return False
+        held = self.get(key)
+        if held is not None and (
+            held.seq > seq
+            or held.revision > revision
+            or (held.revision == revision and not held.absent)
+        ):
+            return False
+        return self.put(key, seq, revision, expires, payload, marker=marker, taken=taken)
+
+    def drop(self, key: bytes) -> None:
+        """Let go of a key, as if it had never been seen."""
+        old = self._shards[hash(key) % _SHARDS].pop(key, None)
+        if old is not None:
+            self._forget(key, old)
+
+    def cull(self, limit: int, frequency: int) -> int:
+        """Make room where ``limit`` entries are held: drop one in ``frequency``, all of them at 0.
+
+        Absences and markers are neither counted nor dropped. Returns how many were dropped.
+        """
+        if self.live < limit or not self.live:
+            return 0
+        wanted = self.live if frequency == 0 else max(1, self.live // frequency)
+        self.fill_floor = self.top
+        victims = list(itertools.islice(self._ordinary_keys(), wanted))
+        for key in victims:
+            self.drop(key)
+        return len(victims)
+
+    def expire(self, now: float, limit: int) -> int:
+        """Drop at most ``limit`` entries of those that have been dead for a while.
+
+        Args:
+            now: the engine's clock, in seconds.
+        """
+        due = (now - _KEEP_DEAD) // _BUCKET
+        overdue = sorted(number for number in self._buckets if number < due)
+        keys = itertools.chain.from_iterable(self._buckets[number] for number in overdue)
+        victims = list(itertools.islice(keys, limit))
+        for key in victims:
+            held = self.get(key)
+            if held is not None:
+                self.fill_floor = max(self.fill_floor, held.seq)
+            self.drop(key)
+        return len(victims)
+
+    def _ordinary_keys(self) -> Iterable[bytes]:
+        for shard in self._shards:
+            for key, held in shard.items():
+                if not held[_HEADER.size - 1]:
+                    yield key
+
+    def _forget(self, key: bytes, old: bytes) -> None:
+        _, _, until, _, flags = _HEADER.unpack_from(old)
+        self.total -= 1
+        self.held_bytes -= len(key) + len(old)
+        self.live -= not flags
+        if until != _NEVER:
+            number = until // _BUCKET
+            bucket = self._buckets[number]
+            del bucket[key]
+            if not bucket:
+                del self._buckets[number]
