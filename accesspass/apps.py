@@ -1,0 +1,34 @@
+"""The Django app. Loading it registers checks and receivers; it starts nothing."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+__all__ = ["AccessPassConfig"]
+
+
+class AccessPassConfig(AppConfig):
+    name = "accesspass"
+    verbose_name = _("AccessPass")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        # These need the models, which are there only now.
+        from django.contrib.auth import get_user_model
+        from django.core.checks import register
+        from django.db.models.signals import post_save, pre_delete, pre_save
+
+        from accesspass import accounts, checks, sessions
+
+        user = get_user_model()
+        for signal, receiver in (
+            (pre_save, sessions.user_saving),
+            (post_save, sessions.user_saved),
+            (post_save, accounts.sync_aliases),
+            (pre_delete, sessions.user_deleting),
+        ):
+            signal.connect(receiver, sender=user, dispatch_uid=f"accesspass.{receiver.__name__}")
+        register(checks.check_options)
+        register(checks.check_cache)
+        register(checks.check_deployment, deploy=True)

@@ -1,0 +1,162 @@
+"""System checks: `accesspass.E…` must be mended, `accesspass.W…` says what is lost.
+
+| id | what is wrong |
+|---|---|
+| E001 | ACCESSPASS is not a dict, or has a key that does not exist |
+| E002 | an option has a value of the wrong type or size |
+| E003 | CACHES has no alias CACHE |
+| E004 | an option is not available yet |
+| E005 | HOOKS names no subclass of Hooks |
+| W001 | BASE_URL is missing |
+| W002 | the cache cannot order its writes, so a revocation may be missed |
+| W003 | the cache keeps nothing, so every request makes a query |
+| W004 | the cache belongs to one process, so others do not hear of a revocation |
+| W005 | sessions never end (`--deploy`) |
+| W006 | idle sessions never end (`--deploy`) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.cache import caches
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as CheckWarning
+from django.utils.module_loading import import_string
+
+from accesspass.conf import NOT_YET, Conf, conf
+from accesspass.hooks import Hooks
+
+__all__ = ["check_cache", "check_deployment", "check_options"]
+
+
+def check_options(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check every key and value of ACCESSPASS."""
+    given = getattr(settings, "ACCESSPASS", {})
+    if not isinstance(given, dict):
+        return [Error("ACCESSPASS must be a dict.", id="accesspass.E001")]
+    found: list[CheckMessage] = []
+    for name, value in given.items():
+        if name in Conf.options:
+            if (problem := Conf.options[name].problem(value)) is not None:
+                # The value is not shown: it may be a key.
+                found.append(Error(f"ACCESSPASS[{name!r}] {problem}.", id="accesspass.E002"))
+        elif name in NOT_YET:
+            found.append(
+                Error(
+                    f"ACCESSPASS[{name!r}] is not available yet in this version.",
+                    hint="Take it out: nothing would act on it.",
+                    id="accesspass.E004",
+                )
+            )
+        else:
+            found.append(
+                Error(
+                    f"ACCESSPASS has no key {name!r}.",
+                    hint=_nearest(str(name)),
+                    id="accesspass.E001",
+                )
+            )
+    if not found:
+        found += _check_hooks()
+    if not given.get("BASE_URL"):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['BASE_URL'] is missing.",
+                hint="Set it to the address of your front end, as in 'https://app.example.com': "
+                "links in e-mails begin with it.",
+                id="accesspass.W001",
+            )
+        )
+    return found
+
+
+def check_cache(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check the cache that session records are kept in, without reading or writing it."""
+    given = getattr(settings, "ACCESSPASS", {})
+    alias = given.get("CACHE", "accesspass") if isinstance(given, dict) else "accesspass"
+    if alias not in settings.CACHES:
+        return [
+            Error(
+                f"CACHES has no alias {alias!r}.",
+                hint="Add CACHES['accesspass'] = {'BACKEND': 'accesspass.cache.ReplicatedCache', "
+                "'LOCATION': 'database:default'}.",
+                id="accesspass.E003",
+            )
+        ]
+    cache = caches[alias]
+    hint = "Use accesspass.cache.ReplicatedCache; LOCATION 'database:default' needs no server."
+    if isinstance(cache, DummyCache):
+        lost = "keeps nothing, so every request makes a query"
+        return [CheckWarning(f"The cache {alias!r} {lost}.", hint=hint, id="accesspass.W003")]
+    if isinstance(cache, LocMemCache):
+        lost = (
+            "belongs to one process: with several, a logout on one is not heard of by the others, "
+            "which accept the access token until it expires"
+        )
+        return [CheckWarning(f"The cache {alias!r} {lost}.", hint=hint, id="accesspass.W004")]
+    if not hasattr(cache, "publish"):
+        lost = (
+            "cannot order its writes: a request that meets a logout may put the session back, and "
+            "its access token is then accepted until it expires; and each request asks the "
+            "cache's server"
+        )
+        return [CheckWarning(f"The cache {alias!r} {lost}.", hint=hint, id="accesspass.W002")]
+    return []
+
+
+def check_deployment(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Advise lifetimes. Only with `check --deploy`."""
+    found: list[CheckMessage] = []
+    if conf.REFRESH_TOKEN_LIFETIME is None:
+        found.append(
+            CheckWarning(
+                "Sessions never end by themselves.",
+                hint="Set ACCESSPASS['REFRESH_TOKEN_LIFETIME'], to timedelta(days=30) say.",
+                id="accesspass.W005",
+            )
+        )
+    if conf.SESSION_IDLE_LIFETIME is None:
+        found.append(
+            CheckWarning(
+                "Sessions that nobody uses never end.",
+                hint="Set ACCESSPASS['SESSION_IDLE_LIFETIME'], to timedelta(days=14) say.",
+                id="accesspass.W006",
+            )
+        )
+    return found
+
+
+def _check_hooks() -> list[CheckMessage]:
+    path = conf.HOOKS
+    try:
+        hooks = import_string(path)
+    except ImportError as error:
+        return [Error(f"ACCESSPASS['HOOKS'] cannot be imported: {error}.", id="accesspass.E005")]
+    if not (isinstance(hooks, type) and issubclass(hooks, Hooks)):
+        return [
+            Error(
+                f"ACCESSPASS['HOOKS'] names {path!r}, which is no subclass of "
+                "accesspass.hooks.Hooks.",
+                id="accesspass.E005",
+            )
+        ]
+    return []
+
+
+def _nearest(name: str) -> str:
+    known = [*Conf.options, *NOT_YET]
+    near = get_close_matches(name.upper(), known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else "See the list of settings."

@@ -1,0 +1,62 @@
+"""What a project overrides: subclass `Hooks` and name the class in `ACCESSPASS["HOOKS"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from django.utils.crypto import get_random_string
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.http import HttpRequest
+
+    from accesspass.models import Account
+
+__all__ = ["Hooks"]
+
+
+class Hooks:
+    """The defaults. One instance serves the whole process, so keep no state in it.
+
+    A method may raise any `accesspass.exceptions.AccessPassError` to refuse; the client gets its
+    status and code.
+    """
+
+    def user_id(self) -> str:
+        """Return a new primary key for `accesspass.User`: at most 32 characters.
+
+        It is asked again when the key is in use already.
+        """
+        return get_random_string(12)
+
+    def prepare_user(self, user: AbstractBaseUser, data: Mapping[str, Any]) -> None:
+        """Change a user who is about to be validated and inserted.
+
+        `data` is the body of the request without its passwords, as the client sent it: trust
+        nothing in it.
+        """
+
+    def create_user(self, user: AbstractBaseUser, data: Mapping[str, Any]) -> AbstractBaseUser:
+        """Insert the user, whose password is hashed already, and return who was inserted.
+
+        Runs inside the transaction of the registration; `data` is as in `prepare_user`. An
+        IntegrityError over the username or the e-mail address becomes a 400.
+        """
+        user.save(force_insert=True)
+        return user
+
+    def claims(
+        self, user: AbstractBaseUser, account: Account, session_claims: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what `request.auth.claims` will hold: plain types only.
+
+        Called whenever a session's record is made, so it must make no query.
+        """
+        return {**account.claims, **session_claims}
+
+    def login_response(
+        self, user: AbstractBaseUser, pair: Mapping[str, Any], request: HttpRequest | None
+    ) -> dict[str, Any]:
+        """Return what is added to the body of an answer that carries the token pair `pair`."""
+        return {}

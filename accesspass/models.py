@@ -1,0 +1,301 @@
+"""The tables: who may log in, under which names, and with which sessions.
+
+The rows are the truth; what the cache holds is made from them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import PermissionsMixin
+from django.contrib.auth.validators import UnicodeUsernameValidator
+from django.db import IntegrityError, models, router, transaction
+from django.db.models.functions import Lower
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from accesspass.conf import conf
+from accesspass.identifiers import MAX_LENGTH, canonical, is_plain_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Account", "Identifier", "Session", "User", "aliases", "email_of", "new_user_id"]
+
+_ID_ATTEMPTS = 5
+
+
+class _FreshId(str):
+    """A key that nobody chose, so another may take its place when it is in use."""
+
+    __slots__ = ()
+
+
+def new_user_id() -> str:
+    """Return a new key for `User`, from `Hooks.user_id`."""
+    return _FreshId(conf.hooks().user_id())
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(
+        self, username: str, email: str = "", password: str | None = None, **fields: Any
+    ) -> User:
+        """Insert and return a user. Without a password nobody can log in by one."""
+        if not username:
+            raise ValueError("a user needs a username")
+        user = self.model(
+            username=self.model.normalize_username(username),
+            email=self.normalize_email(email),
+            **fields,
+        )
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(
+        self, username: str, email: str = "", password: str | None = None, **fields: Any
+    ) -> User:
+        """Insert and return a user who may do everything."""
+        return self.create_user(
+            username, email, password, **{**fields, "is_staff": True, "is_superuser": True}
+        )
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    """A ready-made user: short random id, username and e-mail unique in any case.
+
+    For new projects: `AUTH_USER_MODEL = "accesspass.User"`.
+    """
+
+    id = models.CharField(
+        _("id"), primary_key=True, max_length=32, default=new_user_id, editable=False
+    )
+    username = models.CharField(
+        _("username"),
+        max_length=150,
+        unique=True,
+        validators=[UnicodeUsernameValidator()],
+        error_messages={"unique": _("A user with that username already exists.")},
+    )
+    email = models.EmailField(_("e-mail address"), blank=True)
+    is_active = models.BooleanField(
+        _("active"),
+        default=True,
+        help_text=_("Take this away instead of deleting the account; it ends every session."),
+    )
+    is_staff = models.BooleanField(
+        _("staff"), default=False, help_text=_("Whether the user can log in to the admin site.")
+    )
+    date_joined = models.DateTimeField(_("date joined"), default=timezone.now)
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    EMAIL_FIELD = "email"
+    USERNAME_FIELD = "username"
+    REQUIRED_FIELDS = ["email"]
+
+    class Meta:
+        verbose_name = _("user")
+        verbose_name_plural = _("users")
+        swappable = "AUTH_USER_MODEL"
+        constraints = [
+            models.UniqueConstraint(
+                Lower("username"),
+                name="accesspass_user_username",
+                violation_error_code="username_taken",
+                violation_error_message=_("This username is taken."),
+            ),
+            models.UniqueConstraint(
+                Lower("email"),
+                condition=~models.Q(email=""),
+                name="accesspass_user_email",
+                violation_error_code="email_taken",
+                violation_error_message=_("This e-mail address is taken."),
+            ),
+        ]
+
+    def clean(self) -> None:
+        super().clean()
+        self.email = type(self).objects.normalize_email(self.email)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save; a new user whose random id is in use already gets another one."""
+        if not (self._state.adding and isinstance(self.pk, _FreshId)):
+            super().save(*args, **kwargs)
+            return
+        database = kwargs.get("using") or router.db_for_write(type(self), instance=self)
+        for attempt in range(1, _ID_ATTEMPTS + 1):
+            self.pk = str(self.pk)
+            try:
+                with transaction.atomic(using=database):
+                    super().save(*args, **kwargs)
+                return
+            except IntegrityError:
+                in_use = type(self)._base_manager.using(database).filter(pk=self.pk).exists()
+                if attempt == _ID_ATTEMPTS or not in_use:
+                    raise
+                self.pk = conf.hooks().user_id()
+
+    def get_full_name(self) -> str:
+        return self.username
+
+    def get_short_name(self) -> str:
+        return self.username
+
+
+def email_of(user: AbstractBaseUser) -> str:
+    """Return the user's e-mail address, or "" for a model or a user without one."""
+    return getattr(user, user.get_email_field_name(), None) or ""
+
+
+def aliases(user: AbstractBaseUser) -> list[str]:
+    """Return the canonical names under which the user may log in, username first."""
+    names = (str(user.get_username() or ""), email_of(user))
+    found = (canonical(name) for name in names if name and is_plain_text(name))
+    return [x for x in dict.fromkeys(found) if 0 < len(x) <= MAX_LENGTH]
+
+
+class AccountManager(models.Manager["Account"]):
+    def for_user(self, user: AbstractBaseUser) -> Account:
+        """Return the user's Account, made now with its identifiers if there is none yet.
+
+        Users come from `createsuperuser`, the admin and the time before installation too, so an
+        Account is made when it is first needed. An alias that another account holds already stays
+        with it. Raises IntegrityError, at the latest at commit, if the user is not in the database.
+        """
+        database = router.db_for_write(self.model, instance=user)
+        account = self.using(database).filter(pk=user.pk).first()
+        if account is not None:
+            return account
+        try:
+            with transaction.atomic(using=database):
+                account = self.using(database).create(user_id=user.pk)
+                account.claim_aliases(aliases(user))
+        except IntegrityError:
+            # Another process may have made it meanwhile.
+            account = self.using(database).filter(pk=user.pk).first()
+            if account is None:
+                raise
+        return account
+
+
+class Account(models.Model):
+    """What AccessPass itself knows of a user, whatever the user model is."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        primary_key=True,
+        related_name="accesspass_account",
+        verbose_name=_("user"),
+    )
+    confirmed_at = models.DateTimeField(_("confirmed at"), null=True, blank=True)
+    confirmed_email = models.CharField(
+        _("confirmed address"), max_length=254, blank=True, default=""
+    )
+    # What clients say of themselves; nothing may be decided by it.
+    meta = models.JSONField(_("meta"), default=dict, blank=True)
+    # Written by the server alone; permissions read it.
+    claims = models.JSONField(_("claims"), default=dict, blank=True)
+    login_count = models.PositiveBigIntegerField(_("logins"), default=0, editable=False)
+    published = models.CharField(max_length=64, blank=True, default="", editable=False)
+
+    objects: ClassVar[AccountManager] = AccountManager()
+
+    class Meta:
+        verbose_name = _("account")
+        verbose_name_plural = _("accounts")
+
+    def __str__(self) -> str:
+        return f"account of {self.pk}"
+
+    def is_confirmed(self, user: AbstractBaseUser) -> bool:
+        """Tell whether the address that `user` has now is the one that was confirmed."""
+        email = email_of(user)
+        return self.confirmed_at is not None and email != "" and self.confirmed_email == email
+
+    def claim_aliases(self, names: Iterable[str]) -> None:
+        """Take those of the canonical `names` that no account holds."""
+        Identifier.objects.using(self._state.db).bulk_create(
+            [Identifier(value=name, account=self) for name in names], ignore_conflicts=True
+        )
+
+    def sync_aliases(self, user: AbstractBaseUser) -> None:
+        """Give up the aliases that the user has no more, and take those that are new and free."""
+        wanted = aliases(user)
+        held = set(self.identifiers.values_list("value", flat=True))
+        if stale := held.difference(wanted):
+            self.identifiers.filter(value__in=stale).delete()
+        if new := [name for name in wanted if name not in held]:
+            self.claim_aliases(new)
+
+
+class Identifier(models.Model):
+    """One canonical alias, username or e-mail address, of one account."""
+
+    value = models.CharField(_("value"), max_length=MAX_LENGTH, unique=True)
+    account = models.ForeignKey(
+        Account, on_delete=models.CASCADE, related_name="identifiers", verbose_name=_("account")
+    )
+
+    class Meta:
+        verbose_name = _("identifier")
+        verbose_name_plural = _("identifiers")
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Session(models.Model):
+    """One login on one device. No usable secret is stored: digests only.
+
+    The times are the database's own, given by whoever writes the row.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    # A session without a user is dead. The row outlives the user so that the revocation can still
+    # be published.
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="accesspass_sessions",
+        verbose_name=_("user"),
+    )
+    created_at = models.DateTimeField(_("created at"))
+    last_used_at = models.DateTimeField(_("last used at"))
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    revision = models.PositiveBigIntegerField(default=1)
+    generation = models.PositiveBigIntegerField(default=0)
+    refresh_digest = models.CharField(max_length=64)
+    previous_digest = models.CharField(max_length=64, blank=True, default="")
+    nonce = models.CharField(max_length=64, blank=True, default="")
+    rotated_at = models.DateTimeField(null=True, blank=True)
+    # [hex digest, expiry in Unix seconds] of each live access token, the newest last
+    access_tokens = models.JSONField(default=list)
+    claims = models.JSONField(_("claims"), default=dict, blank=True)
+    name = models.CharField(_("name"), max_length=100, blank=True, default="")
+    auth_hash = models.CharField(max_length=128, blank=True, default="")
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
+    revoked_reason = models.CharField(_("reason"), max_length=32, blank=True, default="")
+    revocation_pending = models.BooleanField(default=False)
+    ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
+    user_agent = models.CharField(_("user agent"), max_length=300, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        indexes = [
+            models.Index(fields=["user", "revoked_at"], name="accesspass_session_user"),
+            models.Index(
+                fields=["revocation_pending"],
+                condition=models.Q(revocation_pending=True),
+                name="accesspass_session_pending",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"session {self.id}"

@@ -1,0 +1,24 @@
+"""Public signals. Their names are in the past tense; what a receiver gets stands above each.
+
+A receiver cannot veto: what alters or refuses is a method of `accesspass.hooks.Hooks`. Logins are
+announced by Django's own `user_logged_in` and `user_login_failed`.
+"""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+__all__ = ["refresh_token_reused", "session_revoked", "session_started", "user_registered"]
+
+# sender: the user class; user; request (HttpRequest, or None outside of HTTP)
+user_registered = Signal()
+
+# sender: the user class; user; session_id (UUID); request (HttpRequest or None)
+session_started = Signal()
+
+# sender: the user class; user_id (primary key, or None); session_id (UUID); reason (str)
+session_revoked = Signal()
+
+# A refresh token that had been exchanged before was sent again, so its session was revoked.
+# sender: the user class; user_id (primary key, or None); session_id (UUID)
+refresh_token_reused = Signal()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client
+from django.urls import reverse
+
+from accesspass import sessions
+from accesspass.exceptions import InvalidToken
+from accesspass.models import Account, Session
+from tests.conftest import PASSWORD, MakeUser
+
+
+@pytest.fixture
+def root(make_user: MakeUser, client: Client) -> Client:
+    user = make_user("root")
+    user.is_staff = user.is_superuser = True
+    user.save()
+    client.force_login(user)
+    return client
+
+
+def test_the_pages_of_a_session_show_nothing_secret(root: Client, user: Any) -> None:
+    pair = sessions.start(user, name="phone")
+    row = Session.objects.get(pk=pair.session_id)
+    secrets = [pair.access_token, pair.refresh_token, row.refresh_digest, row.access_tokens[0][0]]
+    for path in (
+        reverse("admin:accesspass_session_changelist"),
+        reverse("admin:accesspass_session_change", args=[row.pk]),
+    ):
+        answer = root.get(path)
+        assert answer.status_code == 200
+        assert b"phone" in answer.content
+        for secret in (*secrets, row.auth_hash, PASSWORD):
+            assert secret.encode() not in answer.content
+
+
+def test_the_action_revokes_sessions(root: Client, user: Any) -> None:
+    pairs = [sessions.start(user) for _ in range(2)]
+    body = {"action": "revoke", "_selected_action": [str(pairs[0].session_id)]}
+    answer = root.post(reverse("admin:accesspass_session_changelist"), body, follow=True)
+    assert b"1 session was revoked" in answer.content
+    with pytest.raises(InvalidToken):
+        sessions.authenticate(pairs[0].access_token)
+    sessions.authenticate(pairs[1].access_token)
+
+
+def test_a_session_cannot_be_added_or_deleted(root: Client, user: Any) -> None:
+    pair = sessions.start(user)
+    assert root.get(reverse("admin:accesspass_session_add")).status_code == 403
+    path = reverse("admin:accesspass_session_delete", args=[pair.session_id])
+    assert root.post(path, {"post": "yes"}).status_code == 403
+    assert Session.objects.count() == 1
+
+
+def test_claims_changed_in_the_admin_reach_live_sessions(root: Client, user: Any) -> None:
+    pair = sessions.start(user)
+    account = Account.objects.get(pk=user.pk)
+    path = reverse("admin:accesspass_account_change", args=[account.pk])
+    body = {
+        "claims": json.dumps({"role": "admin"}),
+        "identifiers-TOTAL_FORMS": "0",
+        "identifiers-INITIAL_FORMS": "0",
+    }
+    assert root.get(path).status_code == 200
+    assert root.post(path, body).status_code == 302
+    assert sessions.authenticate(pair.access_token)[1].claims == {"role": "admin"}
+
+
+@pytest.mark.skipif(get_user_model()._meta.label != "accesspass.User", reason="needs its admin")
+def test_a_user_of_ours_can_be_added(root: Client) -> None:
+    body = {
+        "username": "eve",
+        "email": "eve@example.com",
+        "usable_password": "true",
+        "password1": PASSWORD,
+        "password2": PASSWORD,
+    }
+    answer = root.post(reverse("admin:accesspass_user_add"), body)
+    assert answer.status_code == 302
+    eve = get_user_model()._default_manager.get(username="eve")
+    assert root.get(reverse("admin:accesspass_user_change", args=[eve.pk])).status_code == 200

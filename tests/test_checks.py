@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.test import override_settings
+
+from accesspass.checks import check_cache, check_deployment, check_options
+from accesspass.conf import NOT_YET
+
+GOOD = {"BASE_URL": "https://app.example.com"}
+
+
+def ids(found: list[Any]) -> list[str]:
+    return [x.id.removeprefix("accesspass.") for x in found]
+
+
+def options(**changes: Any) -> list[Any]:
+    with override_settings(ACCESSPASS={**GOOD, **changes}):
+        return check_options()
+
+
+def cache(backend: str, **more: Any) -> list[Any]:
+    with override_settings(CACHES={"accesspass": {"BACKEND": backend, **more}}):
+        return check_cache()
+
+
+def test_the_settings_of_the_tests_are_clean() -> None:
+    assert check_options() == []
+    assert check_cache() == []
+
+
+def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
+    (found,) = options(ACCES_TOKEN_LIFETIME=60)
+    assert ids([found]) == ["E001"]
+    assert "ACCESS_TOKEN_LIFETIME" in found.hint
+    (found,) = options(zzzzzz=60)
+    assert ids([found]) == ["E001"]
+    assert found.hint
+
+
+def test_anything_but_a_dict_is_an_error() -> None:
+    with override_settings(ACCESSPASS=["BASE_URL"]):
+        assert ids(check_options()) == ["E001"]
+        assert check_cache() == []
+
+
+def test_a_wrong_value_is_an_error_that_does_not_show_it() -> None:
+    (found,) = options(TOKEN_KEYS=["too short a key"])
+    assert ids([found]) == ["E002"]
+    assert "too short" not in f"{found} {found.hint}"
+
+
+@pytest.mark.parametrize("name", sorted(NOT_YET))
+def test_what_is_not_available_yet_is_refused_by_name(name: str) -> None:
+    (found,) = options(**{name: True})
+    assert ids([found]) == ["E004"]
+    assert name in found.msg
+
+
+@pytest.mark.parametrize("path", ["nowhere.Hooks", "accesspass.hooks.Nothing", "builtins.dict"])
+def test_hooks_must_be_a_subclass_that_can_be_imported(path: str) -> None:
+    assert ids(options(HOOKS=path)) == ["E005"]
+
+
+def test_a_missing_base_url_is_a_warning() -> None:
+    with override_settings(ACCESSPASS={}):
+        assert ids(check_options()) == ["W001"]
+
+
+def test_a_missing_alias_is_an_error() -> None:
+    with override_settings(CACHES={"default": {"BACKEND": "accesspass.cache.ReplicatedCache"}}):
+        assert ids(check_cache()) == ["E003"]
+
+
+def test_each_lesser_cache_has_its_warning() -> None:
+    base = "django.core.cache.backends."
+    assert ids(cache(base + "dummy.DummyCache")) == ["W003"]
+    assert ids(cache(base + "locmem.LocMemCache")) == ["W004"]
+    assert ids(cache(base + "filebased.FileBasedCache", LOCATION="/nonexistent")) == ["W002"]
+    assert cache("accesspass.cache.ReplicatedCache", LOCATION="memory://checks") == []
+
+
+def test_deployment_advises_lifetimes() -> None:
+    assert ids(check_deployment()) == ["W005", "W006"]
+    lifetimes = {
+        "REFRESH_TOKEN_LIFETIME": timedelta(days=30),
+        "SESSION_IDLE_LIFETIME": timedelta(days=14),
+    }
+    with override_settings(ACCESSPASS=lifetimes):
+        assert check_deployment() == []
+
+
+def test_manage_py_check_runs_them() -> None:
+    with (
+        override_settings(ACCESSPASS={"NONSENSE": 1}),
+        pytest.raises(SystemCheckError, match=r"accesspass\.E001"),
+    ):
+        call_command("check", stdout=io.StringIO(), stderr=io.StringIO())
+    err = io.StringIO()
+    call_command("check", deploy=True, stdout=io.StringIO(), stderr=err)
+    assert "accesspass.W005" in err.getvalue()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from accesspass.conf import NOT_YET, Conf, conf
+from accesspass.hooks import Hooks
+
+
+class OtherHooks(Hooks):
+    pass
+
+
+def test_every_default_is_valid() -> None:
+    for name, option in Conf.options.items():
+        assert option.problem(option.default) is None, name
+
+
+@override_settings(ACCESSPASS={})
+def test_defaults() -> None:
+    assert conf.ACCESS_TOKEN_LIFETIME == 300
+    assert conf.REFRESH_TOKEN_LIFETIME is None
+    assert conf.TOKEN_PREFIX == "ap"
+    assert conf.CACHE == "accesspass"
+    assert conf.ACCESS_TOKEN_HEADER == "Authorization"
+    assert conf.USER_FIELDS == ()
+
+
+def test_a_project_without_the_setting_gets_the_defaults(settings: Any) -> None:
+    del settings.ACCESSPASS
+    assert conf.REFRESH_GRACE == 10
+
+
+def test_options_are_read_when_they_are_used() -> None:
+    with override_settings(ACCESSPASS={"SESSIONS_PER_USER": 3}):
+        assert conf.SESSIONS_PER_USER == 3
+    assert conf.SESSIONS_PER_USER == 50
+
+
+@pytest.mark.parametrize("value", [90, 90.0, timedelta(seconds=90)])
+def test_durations_come_out_in_seconds(value: Any) -> None:
+    with override_settings(
+        ACCESSPASS={"ACCESS_TOKEN_LIFETIME": value, "REFRESH_TOKEN_LIFETIME": value}
+    ):
+        assert conf.ACCESS_TOKEN_LIFETIME == 90
+        assert conf.REFRESH_TOKEN_LIFETIME == 90
+
+
+def test_the_token_keys_are_the_secret_key_and_its_fallbacks() -> None:
+    with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old", b"older"]):
+        assert conf.TOKEN_KEYS == ("new", "old", "older")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCESS_TOKEN_LIFETIME", "300"),
+        ("ACCESS_TOKEN_LIFETIME", True),
+        ("ACCESS_TOKEN_LIFETIME", 0),
+        ("ACCESS_TOKEN_LIFETIME", float("nan")),
+        ("ACCESS_TOKEN_LIFETIME", None),
+        ("REFRESH_TOKEN_LIFETIME", -1),
+        ("REFRESH_GRACE", 61),
+        ("SESSIONS_PER_USER", 0),
+        ("SESSIONS_PER_USER", 1.5),
+        ("TOKEN_PREFIX", "a_b"),
+        ("TOKEN_PREFIX", ""),
+        ("TOKEN_KEYS", []),
+        ("TOKEN_KEYS", ["short"]),
+        ("TOKEN_KEYS", "a" * 40),
+        ("ACCESS_TOKEN_HEADER", "X Token"),
+        ("CACHE", ""),
+        ("HOOKS", OtherHooks),
+        ("USER_FIELDS", "first_name"),
+        ("USER_FROM_RECORD", 1),
+    ],
+)
+def test_a_wrong_value_has_a_problem(name: str, value: Any) -> None:
+    assert Conf.options[name].problem(value)
+
+
+def test_hooks_are_one_instance_of_the_class_that_is_named() -> None:
+    assert type(conf.hooks()) is Hooks
+    with override_settings(ACCESSPASS={"HOOKS": "tests.test_conf.OtherHooks"}):
+        assert type(conf.hooks()) is OtherHooks
+        assert conf.hooks() is conf.hooks()
+
+
+def test_nothing_is_both_available_and_not() -> None:
+    assert NOT_YET.isdisjoint(Conf.options)

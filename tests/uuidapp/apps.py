@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class UuidAppConfig(AppConfig):
+    name = "tests.uuidapp"
+    label = "uuidapp"
