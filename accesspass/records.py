@@ -1,0 +1,286 @@
+"""The record of a session: what an authorised request needs, and the cache it is kept in.
+
+A record is plain data: the digests of the live access tokens, the recorded fields of the user, the
+claims, whether the address is confirmed, and when the session ends. What stands in it was read
+from the rows; it can be made again at any time, so a cache may forget it at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.db import router
+
+from accesspass.conf import conf
+from accesspass.models import Account, Session
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+    from accesspass.tokens import Token
+
+__all__ = [
+    "DEAD",
+    "RecordCache",
+    "SessionRecord",
+    "auth_hash",
+    "build",
+    "fingerprint",
+    "key",
+    "open_cache",
+    "read",
+    "recorded_fields",
+]
+
+logger = logging.getLogger("accesspass.sessions")
+
+#: What stands in the cache for a session that has ended.
+DEAD = "dead"
+_FORMAT = 1
+
+
+class SessionRecord:
+    """``request.auth``: what is known of the session without a query.
+
+    ``claims`` are what permissions read; ``expires_at`` is when the session ends, in Unix
+    seconds, None for never; ``access_expires_at`` is when this access token does.
+    """
+
+    __slots__ = ("_id", "access_expires_at", "claims", "email_confirmed", "expires_at")
+
+    def __init__(
+        self,
+        id: bytes,
+        claims: dict[str, Any],
+        email_confirmed: bool,
+        expires_at: float | None,
+        access_expires_at: int,
+    ) -> None:
+        self._id = id
+        self.claims = claims
+        self.email_confirmed = email_confirmed
+        self.expires_at = expires_at
+        self.access_expires_at = access_expires_at
+
+    @property
+    def id(self) -> uuid.UUID:
+        return uuid.UUID(bytes=self._id)
+
+    @property
+    def expires_in(self) -> int:
+        """For how many whole seconds more the access token is good."""
+        return max(0, int(self.access_expires_at - open_cache().now()))
+
+    def __repr__(self) -> str:
+        return f"<SessionRecord {self.id}>"
+
+
+class RecordCache(Protocol):
+    """What is used of the cache, whichever kind stands under the alias."""
+
+    @property
+    def CacheError(self) -> type[Exception]: ...
+    @property
+    def max_staleness(self) -> float: ...
+
+    def get(self, key: str) -> Any: ...
+    def publish(
+        self, key: str, value: Any, revision: int, timeout: float, mark: Any = None
+    ) -> bool: ...
+    def fill(
+        self,
+        key: str,
+        value: Any,
+        revision: int,
+        timeout: float,
+        mark: Any,
+        *,
+        marker: bool = False,
+    ) -> bool: ...
+    def mark(self) -> Any: ...
+    def forget(self, key: str) -> None: ...
+    def now(self) -> float: ...
+    def before_fresh(self, callback: Callable[[], None]) -> None: ...
+
+
+class _PlainCache:
+    """The same names over a cache that knows neither revisions nor an order.
+
+    It only ever adds what is new and deletes what changed, so an old record is not put back over
+    a newer one; but a read that overlaps a revocation may, for the lifetime of an access token.
+    System checks say so.
+    """
+
+    max_staleness = 0.0
+
+    class CacheError(Exception):
+        """The cache failed, in whatever way."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return call(*args)
+        except Exception as error:
+            raise self.CacheError(str(error)) from error
+
+    def get(self, key: str) -> Any:
+        try:
+            return self._cache.get(key)
+        except Exception:  # every backend has errors of its own; the row decides
+            logger.warning("cache.failed: the sessions cache cannot be read", exc_info=True)
+            return None
+
+    def publish(
+        self, key: str, value: Any, revision: int, timeout: float, mark: Any = None
+    ) -> bool:
+        if value == DEAD:
+            self._try(self._cache.set, key, value, timeout)
+        elif revision == 1:
+            self._try(self._cache.add, key, value, timeout)
+        else:
+            self._try(self._cache.delete, key)
+        return True
+
+    def fill(
+        self,
+        key: str,
+        value: Any,
+        revision: int,
+        timeout: float,
+        mark: Any,
+        *,
+        marker: bool = False,
+    ) -> bool:
+        try:
+            (self._cache.set if marker else self._cache.add)(key, value, timeout)
+        except Exception:  # noqa: BLE001 - as in get
+            return False
+        return True
+
+    def mark(self) -> Any:
+        return None
+
+    def forget(self, key: str) -> None:
+        try:
+            self._cache.delete(key)
+        except Exception:
+            logger.warning("cache.failed: the sessions cache cannot be written", exc_info=True)
+
+    def now(self) -> float:
+        return time.time()
+
+    def before_fresh(self, callback: Callable[[], None]) -> None:
+        pass
+
+
+def open_cache() -> RecordCache:
+    """Return the cache under the alias ``ACCESSPASS["CACHE"]``, whatever its kind."""
+    cache: Any = caches[conf.CACHE]
+    return cache if hasattr(cache, "publish") else _PlainCache(cache)
+
+
+def key(session_id: bytes) -> str:
+    """Return the cache key of a session."""
+    return "session:" + session_id.hex()
+
+
+class _Layout(NamedTuple):
+    """Which fields of the user model are recorded, in the order of its columns."""
+
+    label: str
+    names: tuple[str, ...]
+    pk: int
+
+
+@lru_cache(maxsize=16)
+def _layout(model: Any, extra: tuple[str, ...]) -> _Layout:
+    options: Any = model._meta
+    wanted = {"is_active", "is_staff", "is_superuser", *extra}
+    for attribute in ("USERNAME_FIELD", "EMAIL_FIELD"):
+        wanted.add(getattr(model, attribute, ""))
+    wanted.discard("password")
+    names = tuple(
+        field.attname
+        for field in options.concrete_fields
+        if field.primary_key or field.name in wanted or field.attname in wanted
+    )
+    return _Layout(f"{options.label}:{','.join(names)}", names, names.index(options.pk.attname))
+
+
+def build(session: Session, user: AbstractBaseUser) -> list[Any]:
+    """Return what is put into the cache for a live session: plain types only."""
+    layout = _layout(type(user), conf.USER_FIELDS)
+    account = _account_of(user)
+    return [
+        _FORMAT,
+        [[bytes.fromhex(digest), expires] for digest, expires in session.access_tokens],
+        layout.label,
+        [getattr(user, name) for name in layout.names],
+        conf.hooks().claims(user, account, session.claims),
+        account.is_confirmed(user),
+        None if session.expires_at is None else session.expires_at.timestamp(),
+    ]
+
+
+def _account_of(user: AbstractBaseUser) -> Account:
+    """Return the account that was selected with the user, an empty one if there is none."""
+    return getattr(user, "accesspass_account", None) or Account(user_id=user.pk)
+
+
+def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, SessionRecord] | None:
+    """Return the user and session if the token is on record and good, else None."""
+    if type(record) is not list or record[0] != _FORMAT:
+        return None
+    _, tokens, label, values, claims, email_confirmed, expires_at = record
+    expires = next((expires for digest, expires in tokens if digest == token.digest), 0)
+    if expires <= now or (expires_at is not None and expires_at <= now):
+        return None
+    model = get_user_model()
+    layout = _layout(model, conf.USER_FIELDS)
+    if label != layout.label:
+        return None
+    user: Any
+    if conf.USER_FROM_RECORD:
+        user = model.from_db(router.db_for_write(model), layout.names, values)
+        user._accesspass_recorded = (layout.names, values)
+    else:
+        users = model._base_manager.using(router.db_for_write(model))
+        user = users.filter(pk=values[layout.pk]).first()
+        if user is None:
+            return None
+    return user, SessionRecord(token.id, claims, email_confirmed, expires_at, expires)
+
+
+def recorded_fields(model: Any) -> frozenset[str]:
+    """Return the fields of the user model whose change concerns the sessions."""
+    return frozenset(_layout(model, conf.USER_FIELDS).names) | {"password"}
+
+
+def fingerprint(user: AbstractBaseUser) -> str:
+    """SHA-256 of everything about a user that the records of the sessions hold or depend on."""
+    layout = _layout(type(user), conf.USER_FIELDS)
+    account = _account_of(user)
+    state = [
+        layout.label,
+        [getattr(user, name) for name in layout.names],
+        account.claims,
+        account.is_confirmed(user),
+        auth_hash(user),
+    ]
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def auth_hash(user: Any) -> str:
+    """The hash that changes with the password; "" for user models without one."""
+    return user.get_session_auth_hash() if hasattr(user, "get_session_auth_hash") else ""
