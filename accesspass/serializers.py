@@ -1,0 +1,118 @@
+"""The shapes of request bodies. What the values mean is decided in `accounts`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import IO, Any, NoReturn
+
+from django.utils.translation import gettext_lazy as _
+from rest_framework import parsers, serializers
+from rest_framework.exceptions import ParseError
+
+from accesspass.accounts import json_problem, username_is_email
+from accesspass.conf import conf
+
+__all__ = [
+    "LoginSerializer",
+    "LogoutSerializer",
+    "RefreshSerializer",
+    "RegisterSerializer",
+    "StrictJSONParser",
+]
+
+
+class StrictJSONParser(parsers.JSONParser):
+    """JSON in UTF-8 (RFC 8259), an object, of nothing that a database could not store.
+
+    NUL, lone surrogates, NaN, numbers out of range and deep nesting are a ParseError here, since
+    each of them is an internal error somewhere below.
+    """
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        try:
+            data = json.loads(stream.read().decode("utf-8"), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise ParseError(_("The body is not valid JSON.")) from None
+        if not isinstance(data, dict):
+            raise serializers.ValidationError({"non_field_errors": [_("Send a JSON object.")]})
+        if problem := json_problem(data):
+            raise ParseError(problem)
+        return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+class _TextField(serializers.CharField):
+    """Text and nothing that could be turned into it: 1 and true are no usernames."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        text: str = super().to_internal_value(data)
+        return text
+
+
+class _PasswordField(_TextField):
+    """A password exactly as it was typed, spaces included."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trim_whitespace=False, write_only=True, **kwargs)
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        # Read at each request, so that a changed setting is obeyed. Longer ones are never hashed.
+        if isinstance(data, str) and len(data) > conf.PASSWORD_MAX_LENGTH:
+            raise serializers.ValidationError(
+                _("This has more than %(limit)d characters.") % {"limit": conf.PASSWORD_MAX_LENGTH},
+                code="max_length",
+            )
+        return super().run_validation(data)
+
+
+class RegisterSerializer(serializers.Serializer[Any]):
+    """`username` may be left out where the user model's username is the e-mail address, and `email`
+    too if `username` holds that address."""
+
+    username = _TextField(required=False, max_length=255)
+    email = _TextField(required=False, max_length=254)
+    password = _PasswordField()
+    password_confirm = _PasswordField(required=False)
+    meta = serializers.JSONField(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if username_is_email():
+            attrs.setdefault("email", attrs.get("username", ""))
+            attrs.setdefault("username", "")
+        missing = [
+            name
+            for name in ("username", "email")
+            if not attrs.get(name) and not (name == "username" and username_is_email())
+        ]
+        if missing:
+            message = self.fields["password"].error_messages["required"]
+            raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
+        if attrs.pop("password_confirm", attrs["password"]) != attrs["password"]:
+            raise serializers.ValidationError(
+                {"password_confirm": _("The passwords differ.")}, code="password_mismatch"
+            )
+        return attrs
+
+
+class LoginSerializer(serializers.Serializer[Any]):
+    username = _TextField(max_length=255)
+    password = _PasswordField()
+
+
+class RefreshSerializer(serializers.Serializer[Any]):
+    refresh_token = _TextField(max_length=255, trim_whitespace=False)
+
+
+class LogoutSerializer(serializers.Serializer[Any]):
+    refresh_token = _TextField(required=False, max_length=255, trim_whitespace=False)

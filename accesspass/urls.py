@@ -1,0 +1,18 @@
+"""The routes, to be included under any path: `path("auth/", include("accesspass.urls"))`."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from accesspass import views
+
+__all__ = ["app_name", "urlpatterns"]
+
+app_name = "accesspass"
+urlpatterns = [
+    path("register/", views.RegisterView.as_view(), name="register"),
+    path("login/", views.LoginView.as_view(), name="login"),
+    path("refresh/", views.RefreshView.as_view(), name="refresh"),
+    path("check/", views.CheckView.as_view(), name="check"),
+    path("logout/", views.LogoutView.as_view(), name="logout"),
+]
