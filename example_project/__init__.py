@@ -1,0 +1,1 @@
+"""A small project that uses AccessPass, and the demo that runs it."""

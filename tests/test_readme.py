@@ -1,0 +1,96 @@
+"""What README shows is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    """Return the code between the markers of this name."""
+    found = re.search(
+        rf"<!-- {name} begins -->\n```\w+\n(.*?)```\n<!-- {name} ends -->", README, re.S
+    )
+    assert found is not None, f"README has no block {name}"
+    return found[1]
+
+
+def without_measurements(text: str) -> list[str]:
+    """Return the lines with the times, versions, process ids and tokens taken out."""
+    for pattern, instead in (
+        (r"(ap_(?:at|rt)_)…[\w-]{4}", r"\1…"),
+        (r" +\d+\.\d\d ms", " T ms"),
+        (r"(Django|Python) \d+(\.\w+)+", r"\1 V"),
+        (r" +\d+(?= T ms)", " PID"),
+        (r"worker \d+", "worker PID"),
+    ):
+        text = re.sub(pattern, instead, text)
+    return text.splitlines()
+
+
+def test_the_output_in_readme_is_what_the_demo_prints() -> None:
+    """After a change: ``python example_project/demo.py --exit --readme``."""
+    demo = ROOT / "example_project" / "demo.py"
+    done = subprocess.run(
+        [sys.executable, str(demo), "--exit"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = without_measurements(block("demo"))
+    assert len(shown) > 20
+    assert shown == without_measurements(done.stdout)
+
+
+def test_the_five_lines_are_all_that_a_new_project_needs(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)  # the suite's own
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    lines = block("settings").splitlines()
+    assert len(lines) == 5
+    kept = {
+        "INSTALLED_APPS": "*INSTALLED_APPS",
+        "CACHES": "**CACHES",
+        "urlpatterns": "*urlpatterns",
+    }
+    lines = [line.replace("...", kept.get(line.split()[0], "")) for line in lines]
+    urls = [line for line in lines if line.startswith("urlpatterns")]
+    settings = [line for line in lines if line not in urls]
+    assert len(urls) == 1
+
+    run("-m", "django", "startproject", "fresh", ".")
+    with (tmp_path / "fresh" / "settings.py").open("a") as file:
+        file.write("\n".join(["from django.conf.global_settings import CACHES", *settings, ""]))
+    with (tmp_path / "fresh" / "urls.py").open("a") as file:
+        file.write("\n".join(["from django.urls import include", *urls, ""]))
+    run("manage.py", "check", "--fail-level=WARNING")
+    run("manage.py", "migrate", "--verbosity=0")
+    out = run(
+        "manage.py",
+        "shell",
+        "-c",
+        "from django.test import Client\n"
+        "from django.conf import settings\n"
+        "settings.ALLOWED_HOSTS = ['testserver']\n"
+        "person = {'username': 'ada', 'email': 'ada@example.org', 'password': 'a horse, a nail'}\n"
+        "made = Client().post('/auth/register/', person, 'application/json')\n"
+        "bearer = {'Authorization': 'Bearer ' + made.json()['access_token']}\n"
+        "print(made.status_code, Client().get('/auth/check/', headers=bearer).status_code)\n",
+    )
+    assert out.splitlines()[-1] == "201 200"
