@@ -49,6 +49,7 @@ __all__ = [
     "aauthenticate",
     "authenticate",
     "client_address",
+    "join",
     "logout",
     "publish_now",
     "purge",
@@ -176,6 +177,11 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         raise InvalidToken
     cache = _cache()
     return _from_cache(cache, token) or _from_database(cache, token)
+
+
+def join() -> None:
+    """Let this process's replica join the others, if it has not yet, as its first read would."""
+    _cache().get("session:")
 
 
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:

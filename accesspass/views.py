@@ -77,6 +77,8 @@ class _AuthView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         background.start()
+        # Joining may cost a query. Whoever logs in pays for it, so that authorised requests do not.
+        sessions.join()
         super().initial(request, *args, **kwargs)
 
     @sensitive_variables("serializer")

@@ -287,7 +287,7 @@ def site(
     monkeypatch: pytest.MonkeyPatch,
     django_db_blocker: Any,
 ) -> Iterator[Site]:
-    """A project with one user, Ada, in a process that has joined: it has served one request."""
+    """A project with one user, Ada, who has just registered."""
     database = Path(shutil.copy(migrated, tmp_path / "db.sqlite3"))
     location = {
         "memory": f"memory://{uuid.uuid4()}",
@@ -303,7 +303,7 @@ def site(
         }
         follower = the_cache()._follower
         site = Site(database, watch)
-        site.accepts(site.register())
+        site.register()
         yield site
         follower.stop()
 
