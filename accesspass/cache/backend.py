@@ -349,6 +349,10 @@ class ReplicatedCache(BaseCache):
         """Return the state of this process's replica; see the reference for each name."""
         return self._follower.status()
 
+    def schema(self) -> str:
+        """Return the SQL that makes what the engine needs; "" if it needs none."""
+        return self._follower.engine.schema()
+
     # ------------------------------------------------------------------------------------------
 
     def _change(
@@ -416,6 +420,8 @@ def _options(params: Mapping[str, Any]) -> dict[str, Any]:
     keys = options["SIGNING_KEYS"]
     if keys is None:
         keys = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    elif isinstance(keys, str | bytes):
+        _refuse("SIGNING_KEYS must be a list of keys, not one key")
     options["SIGNING_KEYS"] = tuple(
         key.decode("latin-1") if isinstance(key, bytes) else str(key) for key in keys
     )

@@ -12,7 +12,7 @@ import hmac
 import struct
 import uuid
 import zoneinfo
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -38,7 +38,7 @@ class Codec(Protocol):
         """
 
 
-# Tags of msgpack's extension types. They are a format: numbers are never reused.
+# Numbers of msgpack's extension types. They are a format: none is ever used again.
 _TUPLE, _SET, _FROZENSET, _INTEGER, _DECIMAL, _UUID = range(1, 7)
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _SAFE_STRING, _RESPONSE = range(7, 13)
 
@@ -66,6 +66,19 @@ class MsgpackCodec:
             raise ValueError(f"these bytes are no value: {error}") from error
 
 
+class _Tag:
+    """Stands first in a list that stands for something else.
+
+    Packing the parts by themselves into one extension would be simpler, but unpacking them again
+    takes a piece of the C stack at each level, and a few hundred levels end the process.
+    """
+
+    __slots__ = ("build",)
+
+    def __init__(self, build: Callable[[list[Any]], Any]) -> None:
+        self.build = build
+
+
 def _pack(value: Any) -> bytes:
     packed: bytes = msgpack.packb(
         value, default=_tagged, strict_types=True, unicode_errors="surrogatepass"
@@ -75,18 +88,26 @@ def _pack(value: Any) -> bytes:
 
 def _unpack(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(
-        data, ext_hook=_untagged, strict_map_key=False, unicode_errors="surrogatepass"
+        data,
+        ext_hook=_of_extension,
+        list_hook=_of_list,
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
     )
+
+
+def _list(number: int, parts: Iterable[Any]) -> list[Any]:
+    return [msgpack.ExtType(number, b""), *parts]
 
 
 def _tagged(value: Any) -> Any:
     kind = type(value)
     if kind is tuple:
-        return msgpack.ExtType(_TUPLE, _pack(list(value)))
+        return _list(_TUPLE, value)
     if kind is set:
-        return msgpack.ExtType(_SET, _pack(list(value)))
+        return _list(_SET, value)
     if kind is frozenset:
-        return msgpack.ExtType(_FROZENSET, _pack(list(value)))
+        return _list(_FROZENSET, value)
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         size = value.bit_length() // 8 + 1
         return msgpack.ExtType(_INTEGER, int(value).to_bytes(size, "big", signed=True))
@@ -96,53 +117,60 @@ def _tagged(value: Any) -> Any:
         return msgpack.ExtType(_UUID, value.bytes)
     if kind is datetime.datetime:
         naive = value.replace(tzinfo=None, fold=0).isoformat()
-        return msgpack.ExtType(_DATETIME, _pack([naive, value.fold, _zone(value)]))
+        return _list(_DATETIME, [naive, value.fold, _zone(value)])
     if kind is datetime.date:
         return msgpack.ExtType(_DATE, value.isoformat().encode())
     if kind is datetime.time:
         naive = value.replace(tzinfo=None, fold=0).isoformat()
-        return msgpack.ExtType(_TIME, _pack([naive, value.fold, _zone(value)]))
+        return _list(_TIME, [naive, value.fold, _zone(value)])
     if kind is datetime.timedelta:
-        return msgpack.ExtType(_TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
+        return _list(_TIMEDELTA, [value.days, value.seconds, value.microseconds])
     if kind is SafeString:
         return msgpack.ExtType(_SAFE_STRING, value.encode("utf-8", "surrogatepass"))
     if isinstance(value, HttpResponse):
-        return msgpack.ExtType(_RESPONSE, _pack(_response_state(value)))
+        return _list(_RESPONSE, _response_state(value))
     for base in (str, int, float):
         if isinstance(value, base):
             return base.__str__(value) if base is str else base(value)
     raise ValueRefused(f"the cache cannot store a value of type {kind.__module__}.{kind.__name__}")
 
 
-def _untagged(tag: int, data: bytes) -> Any:
-    if tag == _TUPLE:
-        return tuple(_unpack(data))
-    if tag == _SET:
-        return set(_unpack(data))
-    if tag == _FROZENSET:
-        return frozenset(_unpack(data))
-    if tag == _INTEGER:
+def _of_extension(number: int, data: bytes) -> Any:
+    if number in _TAGS:
+        return _TAGS[number]
+    if number == _INTEGER:
         return int.from_bytes(data, "big", signed=True)
-    if tag == _DECIMAL:
+    if number == _DECIMAL:
         return decimal.Decimal(data.decode())
-    if tag == _UUID:
+    if number == _UUID:
         return uuid.UUID(bytes=data)
-    if tag == _DATETIME:
-        naive, fold, zone = _unpack(data)
-        moment = datetime.datetime.fromisoformat(naive)
-        return moment.replace(fold=fold, tzinfo=_zone_of(zone))
-    if tag == _DATE:
+    if number == _DATE:
         return datetime.date.fromisoformat(data.decode())
-    if tag == _TIME:
-        naive, fold, zone = _unpack(data)
-        return datetime.time.fromisoformat(naive).replace(fold=fold, tzinfo=_zone_of(zone))
-    if tag == _TIMEDELTA:
-        return datetime.timedelta(*_unpack(data))
-    if tag == _SAFE_STRING:
+    if number == _SAFE_STRING:
         return mark_safe(data.decode("utf-8", "surrogatepass"))  # noqa: S308 - it was one
-    if tag == _RESPONSE:
-        return _response_of(_unpack(data))
-    raise ValueError(f"unknown tag {tag}")
+    raise ValueError(f"unknown extension {number}")
+
+
+def _of_list(items: list[Any]) -> Any:
+    if items and type(items[0]) is _Tag:
+        return items[0].build(items[1:])
+    return items
+
+
+def _datetime_of(parts: list[Any]) -> datetime.datetime:
+    naive, fold, zone = parts
+    moment = datetime.datetime.fromisoformat(naive)
+    return moment.replace(fold=fold, tzinfo=_zone_of(zone))
+
+
+def _time_of(parts: list[Any]) -> datetime.time:
+    naive, fold, zone = parts
+    return datetime.time.fromisoformat(naive).replace(fold=fold, tzinfo=_zone_of(zone))
+
+
+def _timedelta_of(parts: list[Any]) -> datetime.timedelta:
+    days, seconds, microseconds = parts
+    return datetime.timedelta(days, seconds, microseconds)
 
 
 def _zone(value: datetime.datetime | datetime.time) -> str | float | None:
@@ -193,6 +221,17 @@ def _response_of(state: list[Any]) -> HttpResponse:
         response.cookies[key].set(key, value, coded_value)
         response.cookies[key].update(attributes)
     return response
+
+
+_TAGS = {
+    _TUPLE: _Tag(tuple),
+    _SET: _Tag(set),
+    _FROZENSET: _Tag(frozenset),
+    _DATETIME: _Tag(_datetime_of),
+    _TIME: _Tag(_time_of),
+    _TIMEDELTA: _Tag(_timedelta_of),
+    _RESPONSE: _Tag(_response_of),
+}
 
 
 class Opened(NamedTuple):

@@ -490,6 +490,10 @@ class Follower:
 
     def cull(self, limit: int, frequency: int) -> None:
         """Make room as ``Replica.cull`` does."""
+        if self._replica.live < limit:
+            return
+        # Own writes that the log has not shown yet would come back with it after they were culled.
+        self._pull_once(clock(), wait=self.engine.deadline)
         with self._lock:
             self._replica.cull(limit, frequency)
 
@@ -562,9 +566,10 @@ class Follower:
     def stop(self) -> None:
         """End the thread and give back what the engine holds open."""
         self._stopping = True
+        self.engine.close()  # wakes the thread
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(self.engine.deadline)
-        self.engine.close()
+            self.engine.close()
 
 
 _COUNTERS = ("applied", "refused", "resyncs", "failures")

@@ -86,6 +86,8 @@ def make_node_at() -> Iterator[MakeNode]:
 
     yield make
     for follower in made:
+        follower._stopping = True  # all at once, so that it takes one heartbeat
+    for follower in made:
         follower.stop()
 
 

@@ -6,6 +6,7 @@ To add one: an entry in ``KINDS``. Nothing else knows the engines by name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ class Kind(NamedTuple):
     """One way to keep a log.
 
     ``fresh`` is entered with an empty folder and gives a LOCATION whose log nobody has used;
-    ``resolve(LOCATION, OPTIONS).make()`` then makes as many independent engines on it as a test wants.
+    ``resolve(LOCATION, OPTIONS).make()`` then makes independent engines on it, one a node.
     ``why_not`` says why it cannot be run here, ``None`` if it can; it may start a private server
     that stays for the run. ``shared`` tells whether other processes of this machine see the log.
     """
@@ -112,10 +113,32 @@ def _database_on_postgresql(folder: Path) -> Iterator[str]:
             del connections.settings[alias]
 
 
+def _no_valkey() -> str | None:
+    try:
+        servers.valkey_binary()
+    except servers.Missing as error:
+        return f"needs Valkey or Redis: {error}"
+    return None
+
+
+# Database 0 is left to tests of the engine itself.
+_redis_databases = itertools.cycle(range(1, 16))
+
+
+@contextlib.contextmanager
+def _redis(folder: Path) -> Iterator[str]:
+    server, database = servers.shared_valkey(), next(_redis_databases)
+    server.execute("SWAPDB", 0, database)
+    server.execute("FLUSHDB")
+    server.execute("SWAPDB", 0, database)
+    yield server.url(database)
+
+
 KINDS: dict[str, Kind] = {
     "memory": Kind(_memory, shared=False),
     "sqlite": Kind(_sqlite),
     "database-sqlite": Kind(_database_on_sqlite),
     "postgresql": Kind(_postgresql, _no_postgresql),
     "database-postgresql": Kind(_database_on_postgresql, _no_postgresql),
+    "redis": Kind(_redis, _no_valkey),
 }

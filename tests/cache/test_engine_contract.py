@@ -30,7 +30,7 @@ def together(count: int, work: Callable[[int], None]) -> None:
         try:
             barrier.wait()
             work(number)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]

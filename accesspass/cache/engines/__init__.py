@@ -171,8 +171,12 @@ def _redis(location: str, options: Mapping[str, Any]) -> Resolved:
             "pip install 'django-accesspass[redis]'."
         ) from None
     namespace, min_replicas = str(options["NAMESPACE"]), int(options["MIN_REPLICAS"])
-    engine = RedisEngine(location, namespace=namespace, min_replicas=min_replicas)
-    # It has made no connection yet. Its password is in the identity as a digest only.
+
+    def make() -> Engine:
+        return RedisEngine(location, namespace=namespace, min_replicas=min_replicas)
+
+    make()  # finds out now whether the location is right; it opens no connection
+    # The password is in the identity as a digest only.
     digest = hashlib.sha256(location.encode()).hexdigest()
     identity = ("redis", redacted(location), digest, namespace, str(min_replicas))
-    return Resolved(identity, lambda: engine)
+    return Resolved(identity, make)

@@ -148,6 +148,10 @@ class Engine(abc.ABC):
         The floor is raised in the same transaction. Returns how many were forgotten.
         """
 
+    def schema(self) -> str:
+        """Return what an administrator runs where the project's role may not make tables."""
+        return ""
+
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something new, at most ``timeout`` seconds.
 

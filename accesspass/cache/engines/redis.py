@@ -108,16 +108,14 @@ local history = string.match(replication, '\\nmaster_replid:(%w+)')
 if not run or not history then return {'identity'} end
 local identity = run .. ' ' .. history
 local time = redis.call('TIME')
-local seconds, micros = tonumber(time[1]), tonumber(time[2])
-local now = seconds + micros / 1000000
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local state = redis.call('HMGET', meta, 'epoch', 'seq', 'floor', 'identity')
 local epoch, seq, floor = state[1], tonumber(state[2]), tonumber(state[3])
 
 local function begin()
   redis.call('PUBLISH', ARGV[2], '')
   redis.call('UNLINK', entries, log, deaths)
-  -- Microseconds: no number of an earlier epoch comes again, so a condition on one stays exact.
-  seq = math.max(seq or 0, seconds * 1000000 + micros)
+  seq = seq or 0
   epoch, floor = ARGV[1], seq
   redis.call('HSET', meta, 'epoch', epoch, 'seq', seq, 'floor', floor, 'identity', identity)
 end
@@ -129,7 +127,7 @@ if state[4] ~= identity or not (epoch and seq and floor)
   begin()
 end
 -- Something that replicas have to acknowledge, or WAIT would be content with what they had.
-if ARGV[3] == '1' then redis.call('HSET', meta, 'beat', seconds) end
+if ARGV[3] == '1' then redis.call('HSET', meta, 'beat', time[1]) end
 """
 
 _CHANGES = f"""
@@ -429,8 +427,10 @@ class RedisEngine(Engine):
 
     def _await_replicas(self, link: _Link, until: float) -> None:
         """Wait until enough replicas have what this connection has written."""
-        # The server gives up a little earlier than we do, so that its answer is still heard.
-        patience = max(1, int((until - time.monotonic()) * 800))
+        # The server gives up earlier than we do, so that its answer is still heard; it looks at
+        # its clock every 0.1 seconds.
+        left = until - time.monotonic()
+        patience = max(1, int(1000 * (left - max(left / 5, 0.2))))
         reached = link.ask([b"WAIT", b"%d" % self._min_replicas, b"%d" % patience], until)
         if reached < self._min_replicas:
             raise _ServerError(

@@ -16,6 +16,7 @@ import os
 import secrets
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -172,15 +173,20 @@ class SQLiteEngine(Engine):
         """
         # A write to a file that was deleted or replaced meanwhile would be lost in silence.
         self._checked = 0.0
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        if not _writing.acquire(timeout=self.deadline):
+            raise EngineUnavailable(f"{self.path}: other threads of this process are writing")
+        try:
+            with self._connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        finally:
+            _writing.release()
 
     def _check_path(self) -> None:
         """Let go of a file that the path no longer names, and make one where there is none."""
@@ -304,3 +310,12 @@ def _meta(connection: sqlite3.Connection) -> tuple[str, int, int]:
 def _read(connection: sqlite3.Connection, key: bytes) -> Entry | None:
     row: tuple[Any, ...] | None = connection.execute(_ENTRY + "WHERE key = ?", (key,)).fetchone()
     return None if row is None else Entry(*row)
+
+
+# Held while this process writes, and while it forks: SQLite keeps in memory which connections of a
+# process hold locks, so a child that is forked in the middle of a write would wait for ever for a
+# connection that nobody has.
+_writing = threading.Lock()
+os.register_at_fork(
+    before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
+)

@@ -1,0 +1,703 @@
+"""Races, failures and processes that a test must arrange by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from accesspass.cache import follower as follower_module
+from accesspass.cache.codec import Seal
+from accesspass.cache.engines.base import Change, Page
+from accesspass.cache.engines.memory import MemoryEngine
+from accesspass.cache.exceptions import EngineUnavailable
+from accesspass.cache.follower import Follower
+from accesspass.cache.replica import Held, Replica
+from tests.cache.conftest import eventually
+
+KEY = b"key"
+
+
+class PushingEngine(MemoryEngine):
+    """The memory engine as one that is followed by a thread: a write wakes whoever waits."""
+
+    sync_on_read = False
+    waking = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._wake = threading.Event()
+        self.waits = 0
+
+    def wait(self, timeout: float) -> None:
+        self.waits += 1
+        if self._wake.wait(timeout):
+            self._wake.clear()
+
+    def wake(self) -> None:
+        if self.waking:
+            self._wake.set()
+
+
+MakeFollower = Callable[..., Follower]
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.node.nodeid)
+
+
+@pytest.fixture
+def make_follower(name: str) -> Iterator[MakeFollower]:
+    made: list[Follower] = []
+
+    def make(engine: type[MemoryEngine] = MemoryEngine, **options: Any) -> Follower:
+        defaults: dict[str, Any] = {
+            "max_staleness": 5.0,
+            "heartbeat": 0.05,
+            "retention": 3600.0,
+            "max_entries": None,
+            "cull_frequency": 3,
+        }
+        made.append(Follower(engine(name), Seal(["key"]), **{**defaults, **options}))
+        return made[-1]
+
+    yield make
+    for follower in made:
+        follower.stop()
+
+
+def put(follower: Follower, value: bytes, key: bytes = KEY) -> None:
+    follower.write([follower.seal_change(key, value, None, 0, marker=False)])
+
+
+def got(follower: Follower, key: bytes = KEY) -> bytes | None:
+    held = follower.get(key)
+    return None if held is None else held.payload
+
+
+# Those that other tests of this process have left running.
+_others: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_threads() -> None:
+    _others.clear()
+    _others.update(threading.enumerate())
+
+
+def threads_called(start: str) -> list[threading.Thread]:
+    running = set(threading.enumerate()) - _others
+    return [thread for thread in running if thread.name.startswith(start)]
+
+
+@contextlib.contextmanager
+def down(follower: Follower, seconds: float = 0.0) -> Iterator[mock.Mock]:
+    """The engine does not answer, and each call takes that long to find out."""
+
+    def fail(*args: Any) -> Page:
+        time.sleep(seconds)
+        raise EngineUnavailable("down")
+
+    failing = mock.Mock(side_effect=fail)
+    with mock.patch.object(follower.engine, "changes", failing):
+        yield failing
+
+
+# A hit was true at most MAX_STALENESS ago ----------------------------------------------------
+
+
+def test_a_process_stopped_after_it_took_the_value_does_not_serve_it(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower()
+    put(follower, b"old")
+    assert got(follower) == b"old"
+    real_get, real_clock = Replica.get, follower_module.clock
+
+    def stopped(replica: Replica, key: bytes) -> Held | None:
+        held = real_get(replica, key)
+        monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
+        return held
+
+    monkeypatch.setattr(Replica, "get", stopped)
+    assert got(follower) is None
+
+
+def test_nor_if_another_thread_pulls_before_it_goes_on(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower, other = make_follower(), make_follower()
+    put(follower, b"old")
+    assert got(follower) == b"old"
+    real_get, real_clock = Replica.get, follower_module.clock
+
+    def stopped(replica: Replica, key: bytes) -> Held | None:
+        held = real_get(replica, key)
+        monkeypatch.setattr(Replica, "get", real_get)
+        monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
+        put(other, b"new")
+        follower.pull()
+        return held
+
+    monkeypatch.setattr(Replica, "get", stopped)
+    assert got(follower) is None
+    assert got(follower) == b"new"
+
+
+def test_freshness_is_when_the_page_was_asked_for_not_when_it_came(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower()
+    put(follower, b"old")
+    real_changes, real_clock = follower.engine.changes, follower_module.clock
+
+    def slow(after: int, limit: int) -> Page:
+        page = real_changes(after, limit)
+        monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
+        return page
+
+    with mock.patch.object(follower.engine, "changes", slow):
+        follower.pull()
+    with down(follower):
+        assert got(follower) is None
+
+
+def test_the_clock_of_a_page_that_took_too_long_is_not_believed(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower()
+    follower.pull()
+    real_changes, real_clock = follower.engine.changes, follower_module.clock
+    expected = follower.now()
+
+    def late(after: int, limit: int) -> Page:
+        page = real_changes(after, limit)
+        monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 100)
+        return page._replace(now=page.now + 100)
+
+    with mock.patch.object(follower.engine, "changes", late):
+        follower.pull()
+    monkeypatch.setattr(follower_module, "clock", real_clock)
+    assert follower.now() == pytest.approx(expected, abs=5)
+
+
+# Starting again ------------------------------------------------------------------------------
+
+
+def test_a_head_below_what_was_applied_starts_again(make_follower: MakeFollower) -> None:
+    follower, other = make_follower(), make_follower()
+    put(other, b"kept", b"kept")
+    put(other, b"lost", b"lost")
+    assert got(follower, b"lost") == b"lost"
+    engine = other.engine
+    assert isinstance(engine, MemoryEngine)
+    log = engine._log
+    with log.lock:  # the engine went back to an older state of itself
+        lost = log.entries.pop(b"lost")
+        del log.order[lost.seq]
+        log.seq = lost.seq - 1
+    assert got(follower, b"lost") is None
+    assert got(follower, b"kept") == b"kept"
+    assert follower.status()["counters"]["resyncs"] == 1
+
+
+def test_a_log_that_is_cut_again_and_again_is_given_up_for_now(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower()
+    put(follower, b"value")
+    follower.pull()
+    real = follower.engine.changes
+
+    def cut(after: int, limit: int) -> Page:
+        follower.engine.clear()
+        return real(after, limit)
+
+    with (
+        mock.patch.object(follower.engine, "changes", cut),
+        pytest.raises(EngineUnavailable, match="again and again"),
+    ):
+        follower.pull()
+    assert eventually(lambda: got(follower) is None)
+    put(follower, b"new")
+    assert got(follower) == b"new"
+
+
+def test_the_old_replica_answers_while_a_new_one_is_built(make_follower: MakeFollower) -> None:
+    follower, other = make_follower(), make_follower()
+    put(other, b"value")
+    assert got(follower) == b"value"
+    other.engine.clear()
+    put(other, b"again")
+    seen: list[bytes | None] = []
+    real = follower.engine.changes
+
+    def changes(after: int, limit: int) -> Page:
+        page = real(after, limit)
+        held = follower._replica.get(KEY)
+        seen.append(None if held is None else held.payload)
+        return page
+
+    with mock.patch.object(follower.engine, "changes", changes):
+        follower.pull()
+    assert seen == [b"value", b"value"]  # one page to find out, one of the new history
+    assert got(follower) == b"again"
+
+
+# Failures ------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_down_is_asked_ever_more_rarely(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    with down(follower) as asked:
+        end = time.monotonic() + 0.6
+        reads = 0
+        while time.monotonic() < end:
+            assert got(follower) == b"value"
+            reads += 1
+        assert 2 <= asked.call_count <= 15 < reads
+    assert eventually(lambda: follower.status()["counters"]["failures"] > 0)
+    put(follower, b"new")  # a write that succeeds ends the waiting
+    assert got(follower) == b"new"
+
+
+def test_one_thread_tries_an_engine_that_hangs_and_the_others_do_not_wait(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower()
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    with down(follower, seconds=0.4):
+        got(follower)
+        follower._retry_at = follower_module.clock()  # the next try is due
+        times: list[float] = []
+
+        def read() -> None:
+            begun = time.monotonic()
+            assert got(follower) == b"value"
+            times.append(time.monotonic() - begun)
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sum(taken > 0.35 for taken in times) == 1
+    assert len(times) == 8
+
+
+def test_threads_that_find_something_new_pull_once(make_follower: MakeFollower) -> None:
+    follower, other = make_follower(), make_follower()
+    put(other, b"old")
+    assert got(follower) == b"old"
+    put(other, b"new")
+    real, pulls = follower.engine.changes, []
+
+    def slow(after: int, limit: int) -> Page:
+        page = real(after, limit)
+        if limit:
+            pulls.append(after)
+            time.sleep(0.1)
+        return page
+
+    with mock.patch.object(follower.engine, "changes", slow):
+        values: list[bytes | None] = []
+        threads = [threading.Thread(target=lambda: values.append(got(follower))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert values == [b"new"] * 8
+    assert len(pulls) <= 3
+
+
+def test_a_warning_says_that_the_engine_is_out_of_reach_once(
+    make_follower: MakeFollower, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = make_follower()
+    got(follower)
+    with caplog.at_level(logging.INFO, "accesspass.cache"), down(follower):
+        for _ in range(4):
+            follower._retry_at = 0.0
+            got(follower)
+    assert [record.message for record in caplog.records] == ["cache.unreachable: down"]
+
+
+# Callbacks -----------------------------------------------------------------------------------
+
+
+def test_a_callback_that_hangs_keeps_nobody_longer_than_the_deadline(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower()
+    follower.engine.deadline = 0.2
+    release = threading.Event()
+
+    def hang() -> None:
+        release.wait()
+
+    follower.before_fresh(hang)
+    put(follower, b"value")
+    begun = time.monotonic()
+    threads = [threading.Thread(target=lambda: got(follower)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - begun < 1.5
+    assert got(follower) is None
+    assert len(threads_called("accesspass-before-fresh")) == 1
+    release.set()
+    assert eventually(lambda: got(follower) == b"value")
+    assert not threads_called("accesspass-before-fresh")
+
+
+def test_a_callback_may_use_the_cache_that_waits_for_it(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    seen: list[Any] = []
+
+    def callback() -> None:
+        seen.append(got(follower))
+        follower.mark()
+        put(follower, b"from the callback")
+
+    follower.before_fresh(callback)
+    begun = time.monotonic()
+    assert got(follower) is None or seen
+    assert time.monotonic() - begun < 1
+    assert got(follower) == b"from the callback"
+    assert seen[0] is None
+
+
+def test_the_same_callback_twice_is_one(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    ran: list[int] = []
+
+    class Owner:
+        def callback(self) -> None:
+            ran.append(1)
+
+    owner = Owner()
+    follower.before_fresh(owner.callback)
+    follower.before_fresh(owner.callback)
+    follower.pull()
+    follower.pull()
+    assert ran == [1]
+
+
+def test_a_replica_that_grew_stale_during_a_slow_pull_runs_the_callbacks(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower(PushingEngine, max_staleness=0.2)
+    ran: list[int] = []
+    follower.before_fresh(lambda: ran.append(1))
+    follower.pull()
+    assert ran == [1]
+    follower.pull()
+    assert ran == [1]
+    real = follower.engine.changes
+
+    def slow(after: int, limit: int) -> Page:
+        time.sleep(0.3)
+        return real(after, limit)
+
+    with mock.patch.object(follower.engine, "changes", slow):
+        follower.pull()
+    assert ran == [1, 1]
+
+
+# The thread ----------------------------------------------------------------------------------
+
+
+def test_only_a_read_starts_the_thread(make_follower: MakeFollower) -> None:
+    follower = make_follower(PushingEngine)
+    put(follower, b"value")
+    follower.mark()
+    follower.status()
+    assert not threads_called("accesspass-follower")
+    assert got(follower) == b"value"
+    assert len(threads_called("accesspass-follower")) == 1
+    assert got(follower) == b"value"
+    assert len(threads_called("accesspass-follower")) == 1
+
+
+def test_an_engine_that_is_read_in_microseconds_has_no_thread(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    assert not threads_called("accesspass-")
+
+
+def test_a_wake_up_brings_what_is_new_long_before_the_heartbeat(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower(PushingEngine, heartbeat=3.0)
+    other = make_follower(PushingEngine)
+    put(other, b"old")
+    assert got(follower) == b"old"
+    engine = follower.engine
+    assert isinstance(engine, PushingEngine)
+    assert eventually(lambda: engine.waits > 0)
+    put(other, b"new")
+    engine.wake()
+    assert eventually(lambda: got(follower) == b"new", seconds=1.5)
+
+
+def test_a_lost_wake_up_costs_a_heartbeat(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PushingEngine, "waking", False)
+    follower, other = make_follower(PushingEngine), make_follower(PushingEngine)
+    put(other, b"old")
+    assert got(follower) == b"old"
+    put(other, b"new")
+    assert eventually(lambda: got(follower) == b"new", seconds=2)
+
+
+def test_a_replica_that_fell_behind_is_pulled_by_its_reader(make_follower: MakeFollower) -> None:
+    follower = make_follower(PushingEngine, max_staleness=0.2, heartbeat=60.0)
+    other = make_follower(PushingEngine)
+    put(other, b"old")
+    assert got(follower) == b"old"
+    put(other, b"new")
+    time.sleep(0.25)
+    assert got(follower) == b"new"
+
+
+def test_on_an_event_loop_a_stale_replica_misses_until_the_thread_has_pulled(
+    make_follower: MakeFollower,
+) -> None:
+    follower = make_follower(PushingEngine)
+    put(make_follower(PushingEngine), b"value")
+    pulled_by: list[str] = []
+    real = follower.engine.changes
+
+    def changes(after: int, limit: int) -> Page:
+        pulled_by.append(threading.current_thread().name)
+        time.sleep(0.1)
+        return real(after, limit)
+
+    async def story() -> list[bytes | None]:
+        first = got(follower)
+        await asyncio.sleep(0.5)
+        return [first, got(follower)]
+
+    with mock.patch.object(follower.engine, "changes", changes):
+        assert asyncio.run(story()) == [None, b"value"]
+    assert set(pulled_by) == {"accesspass-follower"}
+
+
+def test_who_joins_waits_for_the_pull_under_way(make_follower: MakeFollower) -> None:
+    follower = make_follower(PushingEngine)
+    put(make_follower(PushingEngine), b"value")
+    real, pulls = follower.engine.changes, []
+
+    def slow(after: int, limit: int) -> Page:
+        pulls.append(threading.current_thread().name)
+        time.sleep(0.2)
+        return real(after, limit)
+
+    with mock.patch.object(follower.engine, "changes", slow):
+        values: list[bytes | None] = []
+        threads = [threading.Thread(target=lambda: values.append(got(follower))) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert values == [b"value"] * 6
+    assert len([by for by in pulls if by != "accesspass-follower"]) <= 1
+
+
+def test_the_thread_outlives_an_engine_that_fails_or_breaks(
+    make_follower: MakeFollower, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower, other = make_follower(PushingEngine), make_follower(PushingEngine)
+    put(other, b"old")
+    assert got(follower) == b"old"
+    (thread,) = threads_called("accesspass-follower")
+    for error in (EngineUnavailable("down"), ZeroDivisionError("a bug")):
+        with mock.patch.object(follower.engine, "changes", mock.Mock(side_effect=error)):
+            time.sleep(0.15)
+    put(other, b"new")
+    assert eventually(lambda: got(follower) == b"new")
+    assert threads_called("accesspass-follower") == [thread]
+    assert "cache.follower_error" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_is_started_again_by_a_read(make_follower: MakeFollower) -> None:
+    follower, other = make_follower(PushingEngine), make_follower(PushingEngine)
+    put(other, b"old")
+    with mock.patch.object(follower.engine, "wait", mock.Mock(side_effect=SystemExit)):
+        assert got(follower) == b"old"
+        assert eventually(lambda: not threads_called("accesspass-follower"))
+    put(other, b"new")
+    assert eventually(lambda: got(follower) == b"new")
+
+
+def test_stop_ends_the_thread_and_says_nothing(
+    make_follower: MakeFollower, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = make_follower(PushingEngine)
+    put(follower, b"value")
+    got(follower)
+    assert threads_called("accesspass-follower")
+    with caplog.at_level(logging.DEBUG):
+        follower.stop()
+        assert not threads_called("accesspass-follower")
+        follower.stop()
+    assert not caplog.records
+    assert got(follower) == b"value"  # still a cache; it is pulled by its readers alone
+    assert not threads_called("accesspass-follower")
+
+
+def test_without_threads_to_be_had_readers_pull(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(PushingEngine, max_staleness=0.1)
+    put(follower, b"value")
+    full = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+    monkeypatch.setattr(threading.Thread, "start", full)
+    assert got(follower) == b"value"
+    follower.before_fresh(lambda: None)
+    assert got(follower) is None  # and nobody vouches where a callback could not run
+
+
+# Forks ---------------------------------------------------------------------------------------
+
+
+def in_child(claim: Callable[[], object]) -> None:
+    """Fork, and fail if the claim does not hold in the child."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads, which is the point
+        pid = os.fork()
+    if pid == 0:
+        try:
+            assert claim()
+            os.write(writer, b"ok")
+        except BaseException:  # noqa: BLE001 - it is told to the parent
+            os.write(writer, traceback.format_exc()[-3000:].encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    assert said == b"ok", said.decode()
+
+
+@pytest.mark.parametrize("engine", [MemoryEngine, PushingEngine])
+def test_a_child_starts_warm_trusts_nothing_and_the_parent_goes_on(
+    make_follower: MakeFollower, engine: type[MemoryEngine]
+) -> None:
+    follower = make_follower(engine)
+    put(follower, b"value")
+    assert got(follower) == b"value"
+
+    def child() -> bool:
+        assert not threads_called("accesspass-")
+        assert not follower.status()["fresh"]
+        assert follower.status()["entries"] == 1
+        assert follower.status()["pid"] == os.getpid()
+        with down(follower):
+            assert got(follower) is None
+        assert eventually(lambda: got(follower) == b"value")
+        assert bool(threads_called("accesspass-follower")) == (engine is PushingEngine)
+        put(follower, b"child")
+        return got(follower) == b"child"
+
+    in_child(child)
+    assert got(follower) == b"value"
+    put(follower, b"parent")
+    assert got(follower) == b"parent"
+
+
+def test_a_child_runs_the_callbacks_before_it_answers(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    ran: list[int] = []
+    follower.before_fresh(lambda: ran.append(os.getpid()))
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    in_child(lambda: got(follower) == b"value" and ran[-1] == os.getpid())
+    assert set(ran) == {os.getpid()}
+
+
+@pytest.mark.parametrize("engine", [MemoryEngine, PushingEngine])
+def test_locks_held_at_the_fork_do_not_stop_the_child(
+    make_follower: MakeFollower, engine: type[MemoryEngine]
+) -> None:
+    follower = make_follower(engine)
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    locks = [follower._lock, follower._pulling, follower._starting, follower.engine._log.lock]  # type: ignore[attr-defined]
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+
+    def child() -> bool:
+        # Somebody may have been in the middle of a change, so nothing is kept.
+        assert follower.status()["entries"] == 0
+        assert eventually(lambda: got(follower) is None and follower.status()["fresh"])
+        put(follower, b"child")
+        return got(follower) == b"child"
+
+    in_child(child)
+    release.set()
+    holder.join()
+    assert got(follower) == b"value"
+
+
+def test_forks_in_the_middle_of_everything_leave_working_children(
+    make_follower: MakeFollower,
+) -> None:
+    follower, other = make_follower(PushingEngine), make_follower(PushingEngine)
+    stop = threading.Event()
+
+    def busy(mine: Follower) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            put(mine, b"%d" % number, b"busy-%d" % (number % 50))
+            mine.get(b"busy-1")
+            mine.write([Change(b"busy-%d" % (number % 7), None)])
+
+    threads = [threading.Thread(target=busy, args=(mine,)) for mine in (follower, other)]
+    for thread in threads:
+        thread.start()
+    try:
+
+        def child() -> bool:
+            put(follower, b"child")
+            assert eventually(lambda: got(follower) == b"child")
+            put(follower, b"again", b"busy-3")
+            return eventually(lambda: got(follower, b"busy-3") == b"again")
+
+        for _ in range(10):
+            in_child(child)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

@@ -1,0 +1,479 @@
+"""The SQLite file: who may read it, and what happens when it is locked, lost or spoilt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accesspass.cache import ReplicatedCache
+from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.sqlite import SQLiteEngine
+from accesspass.cache.exceptions import EngineUnavailable
+from tests.cache.conftest import MakeNode, eventually
+
+MakeSQLite = Callable[..., SQLiteEngine]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.accesspass"
+
+
+@pytest.fixture
+def make_engine(path: Path) -> Iterator[MakeSQLite]:
+    made = []
+
+    def make(**options: Any) -> SQLiteEngine:
+        made.append(SQLiteEngine(str(path), **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def make_node(path: Path, make_node_at: MakeNode) -> MakeNode:
+    def make(**options: Any) -> ReplicatedCache:
+        made: ReplicatedCache = make_node_at(f"sqlite:///{path}", **options)
+        return made
+
+    return make
+
+
+def mode(path: Path | str) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}*"))
+
+
+# Whose it is ---------------------------------------------------------------------------------
+
+
+def test_the_file_is_its_owners_alone(make_engine: MakeSQLite, path: Path) -> None:
+    engine = make_engine()
+    before = os.umask(0)
+    try:
+        engine.write([Change(b"key", b"value")])
+    finally:
+        os.umask(before)
+    assert len(files(path)) == 3  # the log and the index beside it too
+    assert {mode(file) for file in files(path)} == {0o600}
+
+
+@pytest.mark.parametrize("bits", [0o600, 0o640, 0o664, 0o755])
+def test_the_file_has_the_mode_of_the_projects_database(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path, bits: int
+) -> None:
+    database = tmp_path / "project.sqlite3"
+    database.touch()
+    database.chmod(bits)
+    make_engine(like=str(database)).write([Change(b"key", b"value")])
+    assert {mode(file) for file in files(path)} == {bits & 0o666}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+def test_the_file_has_the_owner_of_the_projects_database(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path
+) -> None:
+    database = tmp_path / "project.sqlite3"
+    database.touch()
+    os.chown(database, 12345, 23456)
+    make_engine(like=str(database)).write([Change(b"key", b"value")])
+    assert {(os.stat(file).st_uid, os.stat(file).st_gid) for file in files(path)} == {
+        (12345, 23456)
+    }
+
+
+def test_a_database_that_is_not_there_yet_is_no_matter(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path
+) -> None:
+    make_engine(like=str(tmp_path / "none.sqlite3")).write([Change(b"key", b"value")])
+    assert mode(path) == 0o600
+
+
+def test_nothing_is_left_beside_the_file(make_engine: MakeSQLite, path: Path) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_writer_inside_a_transaction_of_the_project_does_not_wait_for_itself(
+    tmp_path: Path, path: Path, make_node: MakeNode
+) -> None:
+    database = sqlite3.connect(tmp_path / "project.sqlite3", isolation_level=None)
+    try:
+        database.execute("CREATE TABLE t (a)")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("INSERT INTO t VALUES (1)")
+        begun = time.monotonic()
+        node = make_node()
+        node.set("key", 1)
+        assert node.get("key") == 1
+        assert time.monotonic() - begun < 1
+        database.execute("ROLLBACK")
+    finally:
+        database.close()
+
+
+# Locked --------------------------------------------------------------------------------------
+
+
+def test_a_locked_file_refuses_writes_within_the_deadline_and_answers_reads(
+    make_node: MakeNode, path: Path
+) -> None:
+    node = make_node()
+    node.set("key", "value")
+    assert node.get("key") == "value"
+    engine = node._follower.engine
+    engine.deadline = 0.3
+    engine.close()  # open connections keep the deadline they were made with
+    blocker = sqlite3.connect(path, isolation_level=None)
+    try:
+        blocker.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="locked"):
+            node.set("key", "new")
+        assert 0.2 < time.monotonic() - begun < 1.5
+        assert node.get("key") == "value"
+        assert node.status()["fresh"]
+    finally:
+        blocker.close()
+    node.set("key", "new")
+    assert node.get("key") == "new"
+
+
+def test_a_file_locked_against_readers_ends_in_misses_and_heals(
+    make_node: MakeNode, make_engine: MakeSQLite, path: Path
+) -> None:
+    node = make_node(MAX_STALENESS=0.5, HEARTBEAT=0.1)
+    node.set("key", "value")
+    assert node.get("key") == "value"
+    node._follower.engine.deadline = 0.1
+    node._follower.engine.close()
+    blocker = sqlite3.connect(path, isolation_level=None)
+    try:
+        blocker.execute("PRAGMA locking_mode = EXCLUSIVE")
+        blocker.execute("BEGIN IMMEDIATE")
+        blocker.execute("UPDATE meta SET seq = seq")
+        blocker.execute("COMMIT")  # which keeps the lock, in this mode
+        assert node.get("key") == "value"
+        time.sleep(0.6)
+        assert node.get("key") is None
+        assert not node.status()["fresh"]
+    finally:
+        blocker.close()
+    assert eventually(lambda: node.get("key") == "value")
+
+
+# Lost, replaced, spoilt ----------------------------------------------------------------------
+
+
+def settle() -> None:
+    """Let the time pass after which it is looked whether the path is still the same file."""
+    time.sleep(0.55)
+
+
+@pytest.mark.parametrize("all_of_them", [True, False], ids=["all files", "the file alone"])
+def test_a_deleted_file_is_made_again_empty_and_of_another_epoch(
+    make_node: MakeNode, path: Path, all_of_them: bool
+) -> None:
+    node, other = make_node(), make_node()
+    node.set_many({f"key-{i}": "x" * 500 for i in range(50)})
+    assert other.get("key-1")
+    epoch = node.status()["epoch"]
+    for file in files(path) if all_of_them else [path]:
+        file.unlink()
+    settle()
+    assert node.get("key-1") is None
+    assert other.get("key-1") is None
+    assert node.status()["epoch"] == other.status()["epoch"] != epoch
+    node.set("new", 1)
+    assert other.get("new") == 1
+    other.set("new", 2)
+    assert node.get("new") == 2
+    assert check(path) == "ok"
+
+
+def check(path: Path) -> str:
+    connection = sqlite3.connect(path)
+    try:
+        (found,) = connection.execute("PRAGMA integrity_check").fetchone()
+        return str(found)
+    finally:
+        connection.close()
+
+
+def test_a_write_right_after_the_deletion_goes_to_the_new_file(
+    make_node: MakeNode, path: Path
+) -> None:
+    node = make_node()
+    node.set("old", 1)
+    assert node.get("old") == 1
+    path.unlink()
+    node.set("new", 2)
+    assert (node.get("new"), node.get("old")) == (2, None)
+    assert make_node().get("new") == 2
+
+
+def test_the_log_of_a_killed_writer_is_not_read_into_a_new_file(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    in_child(lambda: fill_and_die(path), killed=True)
+    assert len(files(path)) == 3
+    path.unlink()
+    engine = make_engine()
+    assert engine.changes(0, 10).head == 0
+    engine.write([Change(b"key", b"value")])
+    assert [entry.key for entry in engine.changes(0, 10).changes] == [b"key"]
+    assert check(path) == "ok"
+
+
+def fill_and_die(path: Path) -> bool:
+    engine = SQLiteEngine(str(path))
+    for number in range(100):
+        engine.write([Change(b"old-%d" % number, b"x" * 1000)])
+    os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
+def test_a_spoilt_file_ends_in_misses_and_says_where_it_is(make_node: MakeNode, path: Path) -> None:
+    node = make_node(MAX_STALENESS=0.8, HEARTBEAT=0.1)
+    node.set("key", "value")
+    assert node.get("key") == "value"
+    node._follower.engine.close()
+    path.write_bytes(os.urandom(8192))
+    assert node.get("key") == "value"
+    with pytest.raises(EngineUnavailable, match=r"log\.accesspass: .*not a database"):
+        node.set("key", "new")
+    time.sleep(0.9)
+    assert node.get("key") is None
+    path.unlink()
+    settle()
+    node.set("key", "new")
+    assert node.get("key") == "new"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "not a cache file"), ("PRAGMA user_version = 7", "found 7, need 1")],
+    ids=["empty", "of another version"],
+)
+def test_a_file_of_another_kind_is_left_alone(
+    make_engine: MakeSQLite, path: Path, content: str, said: str
+) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(content)
+    connection.close()
+    path.touch()
+    before = path.read_bytes()
+    with pytest.raises(EngineUnavailable, match=said):
+        make_engine().changes(0, 0)
+    assert path.read_bytes() == before
+
+
+def test_a_file_without_its_record_is_out_of_reach_and_no_more(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("DELETE FROM meta")
+    connection.close()
+    for call in (
+        lambda: engine.changes(0, 0),
+        lambda: engine.write([Change(b"key", b"value")]),
+        lambda: engine.changes(0, 10),
+    ):
+        with pytest.raises(EngineUnavailable, match="gone"):
+            call()
+
+
+def test_a_folder_that_is_not_there_is_out_of_reach(tmp_path: Path) -> None:
+    engine = SQLiteEngine(str(tmp_path / "none" / "log"))
+    with pytest.raises(EngineUnavailable, match="none"):
+        engine.changes(0, 0)
+
+
+def test_rows_that_no_engine_of_ours_wrote_are_refused_by_the_table(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    make_engine().write([Change(b"key", b"value")])
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        for row in (
+            (5, "text", 0, None, b""),
+            (5, b"k", "x", None, b""),
+            (5, b"k", 0, "soon", b""),
+            (5, b"k", 0, None, "text"),
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
+    finally:
+        connection.close()
+
+
+# Processes -----------------------------------------------------------------------------------
+
+
+def in_child(claim: Callable[[], bool], *, killed: bool = False) -> None:
+    run_children([claim], killed=killed)
+
+
+def run_children(claims: list[Callable[[], bool]], *, killed: bool = False) -> None:
+    """Fork once for each claim, all at once, and fail if one does not hold."""
+    children = []
+    go_reader, go_writer = os.pipe()
+    for claim in claims:
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(go_writer)
+                os.read(go_reader, 1)  # until the parent closes it
+                assert claim()
+                os.write(writer, b"ok")
+            except BaseException:  # noqa: BLE001 - it is told to the parent
+                os.write(writer, traceback.format_exc()[-3000:].encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        children.append((pid, reader))
+    os.close(go_reader)
+    os.close(go_writer)
+    said = []
+    for pid, reader in children:
+        with os.fdopen(reader, "rb") as pipe:
+            said.append(pipe.read().decode())
+        os.waitpid(pid, 0)
+    assert set(said) == ({""} if killed else {"ok"}), said
+
+
+def test_twenty_processes_that_start_together_share_one_file(path: Path) -> None:
+    def work(number: int) -> bool:
+        engine = SQLiteEngine(str(path), deadline=10.0)
+        written = engine.write([Change(b"key-%d" % number, b"value")])
+        return engine.changes(0, 0).epoch == written.epoch
+
+    run_children([lambda number=number: work(number) for number in range(20)])  # type: ignore[misc]
+    engine = SQLiteEngine(str(path))
+    page = engine.changes(0, 100)
+    assert sorted(entry.key for entry in page.changes) == sorted(b"key-%d" % n for n in range(20))
+    assert page.head == 20
+    engine.close()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_child_opens_the_file_for_itself(make_node: MakeNode) -> None:
+    node = make_node()
+    node.set("key", 1)
+    assert node.get("key") == 1
+    engine = node._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    inherited = list(engine._pool)
+    assert inherited
+
+    def child() -> bool:
+        assert engine._pool == []
+        assert node.get("key") == 1
+        node.set("key", 2)
+        assert not set(map(id, engine._pool)) & set(map(id, inherited))
+        return bool(node.get("key") == 2)
+
+    in_child(child)
+    assert node.get("key") == 2
+    node.set("key", 3)
+    assert node.get("key") == 3
+
+
+def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> None:
+    node = make_node()
+    node.set("n", 0)
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            node.incr("n")
+            node.get("n")
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+
+        def child() -> bool:
+            assert isinstance(node.get("n"), int)
+            node.incr("n")
+            return True
+
+        for _ in range(5):
+            in_child(child)
+    finally:
+        stop.set()
+        thread.join()
+    assert node.get("n") > 5
+
+
+WRITER = """
+import sys
+from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.sqlite import SQLiteEngine
+engine = SQLiteEngine(sys.argv[1])
+number = 0
+while True:
+    number += 1
+    engine.write([Change(b"key-%d" % number, b"v" * 200)])
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_a_killed_writer(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    acknowledged = 0
+    while acknowledged < 30:
+        acknowledged = int(writer.stdout.readline())
+    writer.kill()
+    rest = writer.communicate()[0].split()
+    acknowledged = int(rest[-1]) if rest and rest[-1].isdigit() else acknowledged
+    page = make_engine().changes(0, 10_000)
+    numbers = [int(entry.key.removeprefix(b"key-")) for entry in page.changes]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= acknowledged
+    assert check(path) == "ok"
+
+
+def test_closed_connections_are_closed(make_engine: MakeSQLite) -> None:
+    engine = make_engine()
+    threads = [threading.Thread(target=lambda: engine.changes(0, 0)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (connection, *_) = engine._pool
+    engine.close()
+    assert engine._pool == []
+    with pytest.raises(sqlite3.ProgrammingError):
+        connection.execute("SELECT 1")
+    assert engine.changes(0, 0).head == 0
