@@ -174,9 +174,14 @@ def username_is_email() -> bool:
     return model.get_email_field_name() == model.USERNAME_FIELD
 
 
-def describe(user: AbstractBaseUser) -> dict[str, Any]:
-    """Return the user as answers show it, without a query: id, username and e-mail address."""
-    return {"id": str(user.pk), "username": str(user.get_username()), "email": email_of(user)}
+def describe(user: AbstractBaseUser, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user as answers show it, without a query."""
+    return {
+        "id": str(user.pk),
+        "username": str(user.get_username()),
+        "email": email_of(user),
+        "meta": meta,
+    }
 
 
 def json_problem(value: object) -> str | None:

@@ -51,22 +51,25 @@ _FORMAT = 1
 class SessionRecord:
     """``request.auth``: what is known of the session without a query.
 
-    ``claims`` are what permissions read; ``expires_at`` is when the session ends, in Unix
+    ``claims`` are what permissions read, ``meta`` is what the client said of itself and nobody may
+    trust; ``expires_at`` is when the session ends, in Unix
     seconds, None for never; ``access_expires_at`` is when this access token does.
     """
 
-    __slots__ = ("_id", "access_expires_at", "claims", "email_confirmed", "expires_at")
+    __slots__ = ("_id", "access_expires_at", "claims", "email_confirmed", "expires_at", "meta")
 
     def __init__(
         self,
         id: bytes,
         claims: dict[str, Any],
+        meta: dict[str, Any],
         email_confirmed: bool,
         expires_at: float | None,
         access_expires_at: int,
     ) -> None:
         self._id = id
         self.claims = claims
+        self.meta = meta
         self.email_confirmed = email_confirmed
         self.expires_at = expires_at
         self.access_expires_at = access_expires_at
@@ -228,6 +231,7 @@ def build(session: Session, user: AbstractBaseUser) -> list[Any]:
         layout.label,
         [getattr(user, name) for name in layout.names],
         conf.hooks().claims(user, account, session.claims),
+        account.meta,
         account.is_confirmed(user),
         None if session.expires_at is None else session.expires_at.timestamp(),
     ]
@@ -242,7 +246,7 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
     """Return the user and session if the token is on record and good, else None."""
     if type(record) is not list or record[0] != _FORMAT:
         return None
-    _, tokens, label, values, claims, email_confirmed, expires_at = record
+    _, tokens, label, values, claims, meta, email_confirmed, expires_at = record
     expires = next((expires for digest, expires in tokens if digest == token.digest), 0)
     if expires <= now or (expires_at is not None and expires_at <= now):
         return None
@@ -259,7 +263,7 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
         user = users.filter(pk=values[layout.pk]).first()
         if user is None:
             return None
-    return user, SessionRecord(token.id, claims, email_confirmed, expires_at, expires)
+    return user, SessionRecord(token.id, claims, meta, email_confirmed, expires_at, expires)
 
 
 def recorded_fields(model: Any) -> frozenset[str]:
@@ -275,6 +279,7 @@ def fingerprint(user: AbstractBaseUser) -> str:
         layout.label,
         [getattr(user, name) for name in layout.names],
         account.claims,
+        account.meta,
         account.is_confirmed(user),
         auth_hash(user),
     ]

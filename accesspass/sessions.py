@@ -70,20 +70,29 @@ _TIDY_LIMIT = 1_000
 class TokenPair:
     """What a login or a refresh gives. Its repr shows no token.
 
-    ``expires_in`` and ``refresh_expires_in`` are whole seconds from now; the latter is None for a
-    session without an end.
+    ``user`` is whose session it is. ``expires_in`` and ``refresh_expires_in`` are whole seconds
+    from now; the latter is None for a session without an end.
     """
 
-    __slots__ = ("access_token", "expires_in", "refresh_expires_in", "refresh_token", "session_id")
+    __slots__ = (
+        "access_token",
+        "expires_in",
+        "refresh_expires_in",
+        "refresh_token",
+        "session_id",
+        "user",
+    )
 
     def __init__(
         self,
+        user: AbstractBaseUser,
         session_id: uuid.UUID,
         access_token: str,
         expires_in: int,
         refresh_token: str,
         refresh_expires_in: int | None,
     ) -> None:
+        self.user = user
         self.session_id = session_id
         self.access_token = access_token
         self.expires_in = expires_in
@@ -407,9 +416,10 @@ def _access_expiry(cache: RecordCache, session: Session) -> int:
 
 
 def _pair(
-    cache: RecordCache, session: Session, access_token: Token, refresh_token: Token, clock: datetime
+    cache: RecordCache, session: Any, access_token: Token, refresh_token: Token, clock: datetime
 ) -> TokenPair:
     return TokenPair(
+        session.user,
         session.pk,
         access_token.text,
         max(0, min(round(conf.ACCESS_TOKEN_LIFETIME), access_token.number - int(cache.now()))),

@@ -306,6 +306,14 @@ def test_claims_are_those_of_the_account_under_those_of_the_session(user: Any) -
     assert record.claims == {"role": "admin", "team": "b"}
 
 
+def test_what_the_client_said_of_itself_comes_without_a_query(user: Any) -> None:
+    sessions.start(user)
+    Account.objects.filter(user=user.pk).update(meta={"nick": "a"})
+    pair = sessions.start(user)
+    with queries(0):
+        assert sessions.authenticate(pair.access_token)[1].meta == {"nick": "a"}
+
+
 def test_session_started_is_sent_once_it_is_committed(user: Any) -> None:
     seen: list[Any] = []
 
