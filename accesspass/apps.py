@@ -15,6 +15,7 @@ class AccessPassConfig(AppConfig):
 
     def ready(self) -> None:
         # These need the models, which are there only now.
+        from django.apps import apps
         from django.contrib.auth import get_user_model
         from django.core.checks import register
         from django.db.models.signals import post_save, pre_delete, pre_save
@@ -28,7 +29,11 @@ class AccessPassConfig(AppConfig):
             (post_save, accounts.sync_aliases),
             (pre_delete, sessions.user_deleting),
         ):
-            signal.connect(receiver, sender=user, dispatch_uid=f"accesspass.{receiver.__name__}")
+            # A proxy or child of the user model sends its own class, and is a user all the same.
+            for model in apps.get_models():
+                if issubclass(model, user):
+                    uid = f"accesspass.{receiver.__name__}"
+                    signal.connect(receiver, sender=model, dispatch_uid=uid)
         register(checks.check_options)
         register(checks.check_cache)
         register(checks.check_deployment, deploy=True)

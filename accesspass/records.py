@@ -35,6 +35,7 @@ __all__ = [
     "auth_hash",
     "build",
     "fingerprint",
+    "is_published",
     "key",
     "open_cache",
     "read",
@@ -261,14 +262,18 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
     else:
         users = model._base_manager.using(router.db_for_write(model))
         user = users.filter(pk=values[layout.pk]).first()
-        if user is None:
+        if user is None or not getattr(user, "is_active", True):
             return None
     return user, SessionRecord(token.id, claims, meta, email_confirmed, expires_at, expires)
 
 
 def recorded_fields(model: Any) -> frozenset[str]:
     """Return the fields of the user model whose change concerns the sessions."""
-    return frozenset(_layout(model, conf.USER_FIELDS).names) | {"password"}
+    names = _layout(model, conf.USER_FIELDS).names
+    fields = (field for field in model._meta.concrete_fields if field.attname in names)
+    return frozenset(name for field in fields for name in (field.name, field.attname)) | {
+        "password"
+    }
 
 
 def fingerprint(user: AbstractBaseUser) -> str:
@@ -284,6 +289,11 @@ def fingerprint(user: AbstractBaseUser) -> str:
         auth_hash(user),
     ]
     return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_published(user: Any) -> bool:
+    """Whether what was published last is what a selected user's row says now."""
+    return _account_of(user).published == fingerprint(user)
 
 
 def auth_hash(user: Any) -> str:

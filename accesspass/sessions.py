@@ -238,7 +238,8 @@ def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, 
         record = records.build(session, session.user)
         found = records.read(token, record, cache.now())
         if found is not None:
-            if may_fill:
+            # `sync` must see what undoes a state, so only what was published is held.
+            if may_fill and records.is_published(session.user):
                 _fill(cache, key, record, revision, mark)
             return found
     # A row that is missing may be a login that is not committed yet, so not for long.
@@ -328,6 +329,10 @@ def start(
     with transaction.atomic(using=database):
         accounts = Account.objects.using(database).filter(pk=user.pk)
         known = accounts.update(login_count=F("login_count") + 1)
+        if not known:
+            # There is no account to lock, and `sync` sees none, until this is committed: hold the
+            # user's own row, so that a change of it waits and then finds the account.
+            _lock_user(database, user.pk)
         current = _select_user(database, user.pk)
         if current is None:
             raise InvalidCredentials
@@ -335,6 +340,10 @@ def start(
             Account.objects.db_manager(database).for_user(current)
             accounts.update(login_count=F("login_count") + 1)
             current = _select_user(database, user.pk)
+        if current.accesspass_account.published != records.fingerprint(current):
+            # The session must begin with the very state whose fingerprint is on record, or the
+            # change that came after it would find nothing to do.
+            current = _republish(cache, mark, database, current)
         _refuse_if_changed(user, current)
         clock: datetime = current.clock
         ends_after = conf.REFRESH_TOKEN_LIFETIME if lifetime is None else _seconds(lifetime)
@@ -356,8 +365,6 @@ def start(
         session.access_tokens = [[access_token.digest.hex(), access_token.number]]
         session.save(using=database, force_insert=True)
         _enforce_limit(database, session)
-        if current.accesspass_account.published != records.fingerprint(current):
-            _republish(cache, mark, database, current, except_=session.pk)
         record = records.build(session, current)
         transaction.on_commit(
             partial(_publish, cache, session.pk.bytes, record, 1, mark), using=database
@@ -484,8 +491,11 @@ def refresh(refresh_token: object) -> TokenPair:
     database = router.db_for_write(Session)
     cache = _cache()
     mark = _mark(cache)
+    changed: list[Any] = []
     with transaction.atomic(using=database, durable=True):
-        outcome = _rotate(cache, mark, database, token)
+        outcome = _rotate(cache, mark, database, token, changed)
+    for user in changed:
+        sync(user)
     # Raised here, so that what was recorded of the refusal stays.
     if isinstance(outcome, AccessPassError):
         raise outcome
@@ -493,7 +503,7 @@ def refresh(refresh_token: object) -> TokenPair:
 
 
 def _rotate(
-    cache: RecordCache, mark: Any, database: str, token: Token
+    cache: RecordCache, mark: Any, database: str, token: Token, changed: list[Any]
 ) -> TokenPair | AccessPassError:
     rows = Session.objects.using(database).filter(pk=uuid.UUID(bytes=token.id))
     # An UPDATE locks the row on every vendor; SELECT FOR UPDATE does not on SQLite.
@@ -503,6 +513,8 @@ def _rotate(
         return InvalidToken()
     digest = token.digest.hex()
     if token.number == session.generation and digest == session.refresh_digest:
+        if not records.is_published(session.user):
+            changed.append(session.user)
         return _successor(cache, mark, rows, session, token)
     if (
         token.number == session.generation - 1
@@ -624,12 +636,15 @@ def logout(*, access_token: object = None, refresh_token: object = None) -> bool
         parse(TokenType.REFRESH, refresh_token),
         parse(TokenType.ACCESS, access_token),
     ]
-    acknowledged = True
+    acknowledged, ended = True, False
     for token in given:
         if token is None or not token.is_authentic():
             continue
         if token.type is TokenType.ACCESS and token.number <= _cache().now():
+            if ended:
+                continue
             raise InvalidToken
+        ended = True
         acknowledged &= revoke(uuid.UUID(bytes=token.id), reason="logout")
     return acknowledged
 
@@ -691,6 +706,13 @@ def _publish_dead(
         ended.acknowledged = True
 
 
+def _lock_user(database: str, user_pk: Any) -> None:
+    """Take the lock of the user's own row, for as long as there is no account."""
+    model = get_user_model()
+    name = model.USERNAME_FIELD
+    model._base_manager.using(database).filter(pk=user_pk).update(**{name: F(name)})
+
+
 def _lock_account(database: str, user_pk: Any) -> None:
     """Take the user's lock: whoever locks both takes the account before the sessions."""
     Account.objects.using(database).filter(pk=user_pk).update(login_count=F("login_count"))
@@ -699,8 +721,10 @@ def _lock_account(database: str, user_pk: Any) -> None:
 # Keep up with the user ------------------------------------------------------------------------
 
 
-def sync(user: AbstractBaseUser) -> None:
+def sync(user: AbstractBaseUser, rehashed: Sequence[str] = ()) -> None:
     """Make the sessions of a user follow the user's row, if that has changed.
+
+    ``rehashed`` are auth hashes that stand for the password that the user still has.
 
     Saving a user does it by itself; call it after ``QuerySet.update()``, ``bulk_update()`` or SQL.
     A disabled user's sessions and those begun under another password end; of the others, fields,
@@ -713,19 +737,19 @@ def sync(user: AbstractBaseUser) -> None:
     cache = _cache()
     mark = _mark(cache)
     with transaction.atomic(using=database):
+        if rehashed:
+            _lock_account(database, user.pk)
+            sessions = Session.objects.using(database).filter(user=user.pk)
+            sessions.filter(auth_hash__in=rehashed).update(auth_hash=records.auth_hash(user))
         _republish(cache, mark, database, current)
 
 
-def _republish(
-    cache: RecordCache, mark: Any, database: str, user: Any, except_: uuid.UUID | None = None
-) -> None:
+def _republish(cache: RecordCache, mark: Any, database: str, user: Any) -> Any:
     fingerprint = records.fingerprint(user)
     accounts = Account.objects.using(database).filter(pk=user.pk)
     if not accounts.exclude(published=fingerprint).update(published=fingerprint):
-        return
+        return user
     live = Session.objects.using(database).filter(user=user.pk, revoked_at=None)
-    if except_ is not None:
-        live = live.exclude(pk=except_)
     live.update(revision=F("revision") + 1)
     # Read again now that the lock is held: another change may have come first.
     user = _select_user(database, user.pk)
@@ -733,7 +757,7 @@ def _republish(
         accounts.update(published=again)
     if not getattr(user, "is_active", True):
         _end(database, Q(user=user.pk), "user_disabled")
-        return
+        return user
     outdated = []
     for session in live:
         if not _has_auth_hash(session, user):
@@ -753,6 +777,7 @@ def _republish(
         )
     if outdated:
         _end(database, Q(pk__in=outdated), "password_changed")
+    return user
 
 
 def user_saving(instance: Any, update_fields: Sequence[str] | None = None, **_: Any) -> None:
@@ -763,12 +788,20 @@ def user_saving(instance: Any, update_fields: Sequence[str] | None = None, **_: 
     """
     if not isinstance(instance, get_user_model()):
         return
-    if _is_rehash(instance, update_fields):
-        instance.__dict__["_accesspass_old_hash"] = _old_auth_hash(instance)
-    recorded = instance.__dict__.pop("_accesspass_recorded", None)
-    if recorded is None:
+    if instance._state.adding:
         return
-    names, values = recorded
+    concerned = records.recorded_fields(get_user_model())
+    database = router.db_for_write(Session)
+    if connections[database].in_atomic_block and (
+        update_fields is None or not concerned.isdisjoint(update_fields)
+    ):
+        # Inside a transaction the user's row would stay locked before the account's.
+        _lock_account(database, instance.pk)
+    if _is_rehash(instance, update_fields):
+        instance.__dict__["_accesspass_old_hashes"] = _old_auth_hashes(instance)
+    if "_accesspass_recorded" not in instance.__dict__:
+        return
+    names, values = instance.__dict__["_accesspass_recorded"]
     written = set(names if update_fields is None else update_fields)
     written -= {field.attname for field in instance._meta.concrete_fields if field.primary_key}
     unchanged = [
@@ -781,6 +814,11 @@ def user_saving(instance: Any, update_fields: Sequence[str] | None = None, **_: 
         row = fresh.filter(pk=instance.pk).values(*unchanged).first()
         for name, value in (row or {}).items():
             setattr(instance, name, value)
+    # It may be saved again.
+    instance.__dict__["_accesspass_recorded"] = (
+        names,
+        [getattr(instance, x) if x in written else v for x, v in zip(names, values, strict=True)],
+    )
 
 
 def user_saved(
@@ -792,12 +830,7 @@ def user_saved(
     recorded = records.recorded_fields(type(instance))
     if update_fields is not None and recorded.isdisjoint(update_fields):
         return
-    old_hash = instance.__dict__.pop("_accesspass_old_hash", None)
-    if old_hash is not None:
-        database = router.db_for_write(Session)
-        sessions = Session.objects.using(database).filter(user=instance.pk, auth_hash=old_hash)
-        sessions.update(auth_hash=records.auth_hash(instance))
-    sync(instance)
+    sync(instance, instance.__dict__.pop("_accesspass_old_hashes", ()))
 
 
 def user_deleting(instance: Any, **_: Any) -> None:
@@ -818,9 +851,11 @@ def _is_rehash(user: Any, update_fields: Sequence[str] | None) -> bool:
     )
 
 
-def _old_auth_hash(user: Any) -> str | None:
+def _old_auth_hashes(user: Any) -> list[str]:
     current = _select_user(router.db_for_write(Session), user.pk)
-    return None if current is None else records.auth_hash(current)
+    if current is None:
+        return []
+    return [records.auth_hash(current), *getattr(current, "get_session_auth_fallback_hash", list)()]
 
 
 # Housekeeping ---------------------------------------------------------------------------------

@@ -670,6 +670,47 @@ def test_sync_catches_up_with_an_update_behind_the_orm(user: Any) -> None:
     assert is_refused(pair.access_token)
 
 
+def test_what_a_miss_read_before_it_was_synced_does_not_outlive_its_undoing(user: Any) -> None:
+    pair = sessions.start(user)
+    rows = get_user_model().objects.filter(pk=user.pk)
+    rows.update(is_superuser=True)
+    forget(pair)
+    assert sessions.authenticate(pair.access_token)[0].is_superuser
+    rows.update(is_superuser=False)
+    sessions.sync(user)
+    assert not sessions.authenticate(pair.access_token)[0].is_superuser
+
+
+def test_an_expired_access_token_beside_a_refresh_token_is_no_obstacle_to_logout(
+    user: Any,
+) -> None:
+    pair = sessions.start(user)
+    expired = mint(TokenType.ACCESS, pair.session_id.bytes, int(time.time()) - 1)
+    assert sessions.logout(access_token=expired.text, refresh_token=pair.refresh_token) is True
+    assert is_refused(pair.access_token)
+
+
+def test_a_refresh_catches_up_with_an_update_behind_the_orm(user: Any) -> None:
+    first, second = sessions.start(user), sessions.start(user)
+    get_user_model().objects.filter(pk=user.pk).update(is_superuser=True)
+    sessions.refresh(first.refresh_token)
+    with queries(0):
+        assert sessions.authenticate(second.access_token)[0].is_superuser
+
+
+def test_a_user_of_a_request_that_is_saved_twice_writes_no_stale_privileges_back(
+    user: Any,
+) -> None:
+    user.is_superuser = True
+    user.save()
+    pair = sessions.start(user)
+    found, _ = sessions.authenticate(pair.access_token)
+    found.save()
+    get_user_model().objects.filter(pk=user.pk).update(is_superuser=False)
+    found.save()
+    assert not get_user_model().objects.get(pk=user.pk).is_superuser
+
+
 def test_deleting_a_user_ends_the_sessions_and_keeps_the_rows(user: Any) -> None:
     pair = sessions.start(user)
     user.delete()
