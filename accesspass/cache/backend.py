@@ -285,9 +285,12 @@ class ReplicatedCache(BaseCache):
         condition = Condition(newer=True, epoch=None if mark is None else mark.epoch)
         try:
             written = self._follower.write([change], condition)
-        except exceptions.EngineUncertain:
+        except exceptions.EngineUncertain as uncertain:
             # A publication can be repeated: the second one loses if the first one arrived.
-            written = self._follower.write([change], condition)
+            try:
+                written = self._follower.write([change], condition)
+            except exceptions.EngineUnavailable:
+                raise uncertain from None  # of the first one, nothing more is known
         current = written.current
         while mark is None and current is not None and not self._follower.is_sealed(current):
             # Nobody can read what stands there, but a replica may hold what it read elsewhere, and

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import hashlib
 import hmac
 import struct
@@ -246,6 +247,9 @@ _FORMAT = 1
 _MARKER = 1
 _HEADER = 2 + hashlib.sha256().digest_size
 _BOUND = struct.Struct(">BBQdI")
+_FOREVER = float("inf")
+# Opened(*parts), in half of the time.
+_opened: Callable[[tuple[bytes, bool]], Opened] = functools.partial(tuple.__new__, Opened)
 
 
 class Seal:
@@ -261,7 +265,7 @@ class Seal:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [
-            hmac.digest(key.encode(), b"accesspass.cache entry 1", "sha256") for key in keys
+            _Key(hmac.digest(key.encode(), b"accesspass.cache entry 1", "sha256")) for key in keys
         ]
 
     def close(
@@ -269,29 +273,47 @@ class Seal:
     ) -> bytes:
         """Return the sealed bytes of a payload that is to be stored under ``key``."""
         flags = _MARKER if marker else 0
-        mac = _mac(self._keys[0], flags, key, revision, expires, payload)
+        mac = self._keys[0].mac(_bound(flags, key, revision, expires) + payload)
         return bytes((_FORMAT, flags)) + mac + payload
 
     def open(self, entry: Entry) -> Opened | None:
         """Return what a key of ours sealed, ``None`` for a deletion and for anything else."""
-        sealed = entry.value
+        key, _, revision, expires, sealed = entry
         if type(sealed) is not bytes or len(sealed) < _HEADER or sealed[0] != _FORMAT:
             return None
         flags, mac, payload = sealed[1], sealed[2:_HEADER], sealed[_HEADER:]
         try:
-            for key in self._keys:
-                expected = _mac(key, flags, entry.key, entry.revision, entry.expires, payload)
-                if hmac.compare_digest(mac, expected):
-                    return Opened(payload, bool(flags & _MARKER))
+            message = _bound(flags, key, revision, expires) + payload
         except (struct.error, TypeError):
-            pass  # a revision or an expiry that no writer of ours could have written
+            return None  # a key, revision or expiry that no writer of ours could have written
+        for secret in self._keys:
+            if hmac.compare_digest(mac, secret.mac(message)):
+                return _opened((payload, bool(flags & _MARKER)))
         return None
 
 
-def _mac(
-    secret: bytes, flags: int, key: bytes, revision: int, expires: float | None, payload: bytes
-) -> bytes:
-    # Lengths first, so that no two inputs give one message.
-    until = float("inf") if expires is None else expires
-    bound = _BOUND.pack(_FORMAT, flags, revision, until, len(key))
-    return hmac.digest(secret, bound + key + payload, "sha256")
+class _Key:
+    """HMAC-SHA-256 whose key was hashed already: that is half of the work on a short message.
+
+    A node that joins opens a million seals, and this is the greater part of what it does.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        # RFC 2104, section 2, for a key of at most 64 bytes.
+        padded = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def mac(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
+def _bound(flags: int, key: bytes, revision: int, expires: float | None) -> bytes:
+    """What the payload is bound to, lengths first, so that no two inputs give one message."""
+    until = _FOREVER if expires is None else expires
+    return _BOUND.pack(_FORMAT, flags, revision, until, len(key)) + key

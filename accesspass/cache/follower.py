@@ -166,12 +166,13 @@ class Follower:
             # It failed the last time: one thread tries, the others do not wait with it.
             self._retry_at = sent + self.engine.deadline
         try:
+            top = replica.top
             page = self.engine.changes(replica.applied, 0)
         except CacheError as error:
             self._failed(error)
             return replica
         self._retry_at = 0.0
-        if page.more or not replica.vouched or self._must_restart(replica, page):
+        if page.more or not replica.vouched or self._must_restart(replica, page, top):
             self._pull_once(sent, wait=self.engine.deadline)
             return self._replica
         self._hear(page, sent)
@@ -231,13 +232,13 @@ class Follower:
             self._carry = []
         restarts = 0
         while True:
-            sent = clock()
+            sent, top = clock(), replica.top
             page = self.engine.changes(replica.applied, self.engine.page_size)
             with self._lock:
                 self._hear(page, sent)
                 if self._replica is not old:  # a write was answered out of another history
                     old = replica = self._replica
-                elif self._must_restart(replica, page):
+                elif self._must_restart(replica, page, top):
                     replica = Replica(page.epoch, page.head)
                 else:
                     self._apply_page(replica, page)
@@ -258,11 +259,15 @@ class Follower:
             self._offset = page.now - sent
 
     @staticmethod
-    def _must_restart(replica: Replica, page: Page) -> bool:
-        """Whether what this replica holds cannot become what the log says by going on."""
+    def _must_restart(replica: Replica, page: Page, top: int) -> bool:
+        """Whether what this replica holds cannot become what the log says by going on.
+
+        ``top`` is the greatest number that it held when the page was asked for: an own write that
+        the log no longer has shows as well as an applied one that its end is lost.
+        """
         return replica.epoch is not None and (
             page.epoch != replica.epoch
-            or page.head < replica.applied
+            or page.head < max(replica.applied, top)
             or page.floor > max(replica.applied, replica.began)
         )
 
@@ -280,14 +285,9 @@ class Follower:
         self._counters["applied"] += 1
         opened = self._seal.open(entry)
         if opened is not None:
-            replica.put(
-                entry.key,
-                entry.seq,
-                entry.revision,
-                entry.expires,
-                opened.payload,
-                marker=opened.marker,
-            )
+            key, seq, revision, expires, _ = entry
+            payload, marker = opened
+            replica.put(key, seq, revision, expires, payload, marker=marker)
             return
         if entry.value is not None:
             self._counters["refused"] += 1

@@ -131,16 +131,24 @@ class Replica:
             elif revision and revision < old_revision:
                 return False
             self._forget(key, old)
-        flags = (_ABSENT if payload is None else 0) | (_MARKER if marker else 0)
+        flags = _MARKER if marker else 0
+        if payload is None:
+            flags, payload = flags | _ABSENT, b""
         until = _NEVER if expires is None else expires
-        new = _HEADER.pack(seq, revision, until, taken, flags) + (payload or b"")
+        new = _HEADER.pack(seq, revision, until, taken, flags) + payload
         shard[key] = new
         self.total += 1
         self.held_bytes += len(key) + len(new)
-        self.live += not flags
-        self.top = max(self.top, seq)
+        if not flags:
+            self.live += 1
+        if seq > self.top:
+            self.top = seq
         if until != _NEVER:
-            self._buckets.setdefault(until // _BUCKET, {})[key] = None
+            number = until // _BUCKET
+            bucket = self._buckets.get(number)
+            if bucket is None:
+                bucket = self._buckets[number] = {}
+            bucket[key] = None
         return True
 
     def fill(

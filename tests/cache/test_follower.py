@@ -32,7 +32,6 @@ class PushingEngine(MemoryEngine):
     """The memory engine as one that is followed by a thread: a write wakes whoever waits."""
 
     sync_on_read = False
-    waking = True
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -42,11 +41,10 @@ class PushingEngine(MemoryEngine):
     def wait(self, timeout: float) -> None:
         self.waits += 1
         if self._wake.wait(timeout):
-            self._wake.clear()
+            self._wake.clear()  # a hint that came while nobody waited counts
 
-    def wake(self) -> None:
-        if self.waking:
-            self._wake.set()
+    def close(self) -> None:
+        self._wake.set()
 
 
 MakeFollower = Callable[..., Follower]
@@ -75,6 +73,7 @@ def make_follower(name: str) -> Iterator[MakeFollower]:
     yield make
     for follower in made:
         follower.stop()
+    assert not threads_called("accesspass-follower")
 
 
 def put(follower: Follower, value: bytes, key: bytes = KEY) -> None:
@@ -452,14 +451,11 @@ def test_a_wake_up_brings_what_is_new_long_before_the_heartbeat(
     assert isinstance(engine, PushingEngine)
     assert eventually(lambda: engine.waits > 0)
     put(other, b"new")
-    engine.wake()
+    engine._wake.set()
     assert eventually(lambda: got(follower) == b"new", seconds=1.5)
 
 
-def test_a_lost_wake_up_costs_a_heartbeat(
-    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PushingEngine, "waking", False)
+def test_without_a_wake_up_it_takes_a_heartbeat(make_follower: MakeFollower) -> None:
     follower, other = make_follower(PushingEngine), make_follower(PushingEngine)
     put(other, b"old")
     assert got(follower) == b"old"

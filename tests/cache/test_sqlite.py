@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -388,20 +389,83 @@ def test_a_child_opens_the_file_for_itself(make_node: MakeNode) -> None:
     assert node.get("key") == 1
     engine = node._follower.engine
     assert isinstance(engine, SQLiteEngine)
-    inherited = list(engine._pool)
-    assert inherited
+    assert engine._pool
 
     def child() -> bool:
-        assert engine._pool == []
+        assert (engine._pool, engine._live, engine._inherited) == ([], set(), [])
         assert node.get("key") == 1
         node.set("key", 2)
-        assert not set(map(id, engine._pool)) & set(map(id, inherited))
         return bool(node.get("key") == 2)
 
     in_child(child)
     assert node.get("key") == 2
     node.set("key", 3)
     assert node.get("key") == 3
+
+
+def test_what_a_child_writes_is_not_lost_when_its_parent_lets_go_of_the_file(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"parent", b"v")])
+    child_wrote, parent_let_go = tmp_path / "1", tmp_path / "2"
+
+    def let_go() -> None:
+        assert eventually(child_wrote.exists)
+        engine.close()
+        # The last process that closes a file deletes its log, if it believes to be the last.
+        visitor = SQLiteEngine(str(path))
+        assert visitor.read(b"child-1") is not None
+        visitor.close()
+        parent_let_go.touch()
+
+    def child() -> bool:
+        engine.write([Change(b"child-1", b"v")])
+        child_wrote.touch()
+        assert eventually(parent_let_go.exists)
+        engine.write([Change(b"child-2", b"v")])
+        return True
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    in_child(child)
+    thread.join()
+    assert [entry.key for entry in engine.changes(0, 10).changes] == [
+        b"parent",
+        b"child-1",
+        b"child-2",
+    ]
+
+
+def test_a_fork_waits_for_the_connections_in_use(make_engine: MakeSQLite) -> None:
+    engine = make_engine()
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            engine.changes(0, 10)
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            in_child(lambda: engine._live == set() and engine.changes(0, 0).head == 0)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_one_busy_writer_does_not_shut_out_the_others(path: Path) -> None:
+    def work() -> bool:
+        engine = SQLiteEngine(str(path), deadline=1.0)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            engine.write([Change(b"%d" % os.getpid(), b"v" * 200)])
+        return True
+
+    run_children([work] * 4)
 
 
 def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> None:
@@ -462,6 +526,54 @@ def test_what_was_acknowledged_survives_a_killed_writer(
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= acknowledged
     assert check(path) == "ok"
+
+
+NODE = """
+import json, sys
+from django.conf import settings
+settings.configure(SECRET_KEY="cache-tests")
+from accesspass.cache import ReplicatedCache
+cache = ReplicatedCache(sys.argv[1], {})
+for line in sys.stdin:
+    name, *arguments = json.loads(line)
+    print(json.dumps(getattr(cache, name)(*arguments)), flush=True)
+"""
+
+
+def test_processes_see_each_others_writes_at_once(path: Path, make_node: MakeNode) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", NODE, f"sqlite:///{path}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+
+    def ask(number: int, *call: Any) -> Any:
+        process = processes[number]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(call) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    here = make_node()
+    for turn in range(20):
+        ask(turn % 2, "set", "key", turn)
+        assert ask(1 - turn % 2, "get", "key") == turn
+        assert here.get("key") == turn
+    assert here.publish("session", "live", 1, 60, here.mark())
+    assert ask(0, "get", "session") == ask(1, "get", "session") == "live"
+    assert ask(0, "publish", "session", "dead", 2, 60) is True
+    assert (ask(1, "get", "session"), here.get("session")) == ("dead", "dead")
+    processes[0].kill()
+    assert ask(1, "add", "key", 0) is False
+    assert ask(1, "incr", "key") == here.get("key") == 20
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def test_closed_connections_are_closed(make_engine: MakeSQLite) -> None:

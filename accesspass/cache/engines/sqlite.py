@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import secrets
 import sqlite3
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -56,10 +58,30 @@ _UPSERT = (
     "ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, revision = excluded.revision, "
     "expires = excluded.expires, value = excluded.value"
 )
+# How long to wait between two tries to get the write lock, in seconds.
+_TRY_EVERY = (0.0002, 0.002)
 # How often it is checked that the path still names the file that is open, in seconds.
 _CHECK_PATH_EVERY = 0.5
 # Bound here, so that tests which replace time.time() do not move the order of expiries.
 _wall_clock = time.time
+
+# No connection may be open while a process forks. SQLite keeps in memory which locks the process
+# holds, so a child would believe that it holds them too: forked in the middle of a write, it would
+# wait for ever for a connection that nobody has; and once the parent has gone, another process may
+# delete the log that the child still writes to.
+_engines: weakref.WeakSet[SQLiteEngine] = weakref.WeakSet()
+_opening = threading.Lock()
+
+
+def _before_fork() -> None:
+    _opening.acquire()
+    for engine in list(_engines):
+        engine.drain()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_opening.release, after_in_child=_opening.release
+)
 
 
 class SQLiteEngine(Engine):
@@ -79,11 +101,16 @@ class SQLiteEngine(Engine):
         super().__init__(deadline=deadline)
         self.path = path
         self._like = like
-        # Idle connections. list.append and list.pop are atomic, so no lock is needed.
+        # Idle connections, and all that are open. What is done to them is atomic, so no lock is
+        # needed.
         self._pool: list[sqlite3.Connection] = []
+        self._live: set[sqlite3.Connection] = set()
         self._inherited: list[sqlite3.Connection] = []
+        # The threads of a process queue here, which is cheaper than to wait for the file.
+        self._writing = threading.Lock()
         self._file: tuple[int, int] | None = None
         self._checked = 0.0
+        _engines.add(self)
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -162,7 +189,12 @@ class SQLiteEngine(Engine):
         if pool is self._pool:
             pool.append(connection)
         else:
-            connection.close()
+            self.discard(connection)
+
+    def discard(self, connection: sqlite3.Connection) -> None:
+        """Close a connection."""
+        connection.close()
+        self._live.discard(connection)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -173,11 +205,12 @@ class SQLiteEngine(Engine):
         """
         # A write to a file that was deleted or replaced meanwhile would be lost in silence.
         self._checked = 0.0
-        if not _writing.acquire(timeout=self.deadline):
+        give_up = time.monotonic() + self.deadline
+        if not self._writing.acquire(timeout=self.deadline):
             raise EngineUnavailable(f"{self.path}: other threads of this process are writing")
         try:
             with self._connection() as connection:
-                connection.execute("BEGIN IMMEDIATE")
+                self._take_write_lock(connection, give_up)
                 try:
                     yield connection
                     connection.execute("COMMIT")
@@ -186,7 +219,23 @@ class SQLiteEngine(Engine):
                         connection.execute("ROLLBACK")
                     raise
         finally:
-            _writing.release()
+            self._writing.release()
+
+    def _take_write_lock(self, connection: sqlite3.Connection, give_up: float) -> None:
+        """Begin to write. SQLite's own waiting sleeps so long between its tries that one busy
+        process shuts out the others for seconds."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) or time.monotonic() > give_up:
+                        raise
+                time.sleep(random.uniform(*_TRY_EVERY))  # noqa: S311
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(self.deadline * 1000)}")
 
     def _check_path(self) -> None:
         """Let go of a file that the path no longer names, and make one where there is none."""
@@ -202,9 +251,11 @@ class SQLiteEngine(Engine):
         self._checked = time.monotonic()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False
-        )
+        with _opening:
+            connection = sqlite3.connect(
+                self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False
+            )
+            self._live.add(connection)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version != _SCHEMA_VERSION:
@@ -215,7 +266,7 @@ class SQLiteEngine(Engine):
                 )
             connection.execute("PRAGMA synchronous = FULL")
         except BaseException:
-            connection.close()
+            self.discard(connection)
             raise
         return connection
 
@@ -231,7 +282,10 @@ class SQLiteEngine(Engine):
                     if os.geteuid() == 0:
                         os.fchown(handle, model.st_uid, model.st_gid)
             os.close(handle)
-            with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            with (
+                _opening,
+                contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
+            ):
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
                 connection.execute("INSERT INTO meta VALUES (1, ?, 0, 0)", (secrets.token_hex(8),))
@@ -262,15 +316,23 @@ class SQLiteEngine(Engine):
         return EngineUnavailable(f"{self.path}: {error}")
 
     def forget_connections(self) -> None:
-        # SQLite forbids any use of a connection after a fork, closing included; keeping a reference
-        # keeps them from being closed.
-        self._inherited += self._pool
-        self._pool = []
+        # There are some only if they were in use for so long that the fork did not wait for them.
+        # SQLite forbids any use after a fork, closing included; a reference keeps them open.
+        self._inherited += self._live
+        self._live, self._pool = set(), []
+        self._writing = threading.Lock()
 
     def close(self) -> None:
         pool, self._pool = self._pool, []
         while pool:
-            pool.pop().close()
+            self.discard(pool.pop())
+
+    def drain(self) -> None:
+        """Close all connections, those in use as soon as they are given back."""
+        self.close()
+        give_up = time.monotonic() + 2 * self.deadline
+        while self._live and time.monotonic() < give_up:
+            time.sleep(0.0005)
 
 
 class _Borrowed:
@@ -294,7 +356,7 @@ class _Borrowed:
         if kind is None:
             self._engine.give_back(self._pool, self._connection)
             return
-        self._connection.close()
+        self._engine.discard(self._connection)
         if isinstance(error, sqlite3.Error):
             raise self._engine.unavailable(error) from error
 
@@ -310,12 +372,3 @@ def _meta(connection: sqlite3.Connection) -> tuple[str, int, int]:
 def _read(connection: sqlite3.Connection, key: bytes) -> Entry | None:
     row: tuple[Any, ...] | None = connection.execute(_ENTRY + "WHERE key = ?", (key,)).fetchone()
     return None if row is None else Entry(*row)
-
-
-# Held while this process writes, and while it forks: SQLite keeps in memory which connections of a
-# process hold locks, so a child that is forked in the middle of a write would wait for ever for a
-# connection that nobody has.
-_writing = threading.Lock()
-os.register_at_fork(
-    before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
-)
