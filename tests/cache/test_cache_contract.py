@@ -403,19 +403,43 @@ def test_an_own_write_during_a_resync_survives_the_swap(make_node: MakeNode) -> 
 def test_an_own_write_of_an_ended_epoch_does_not_survive_the_swap(
     make_node: MakeNode, make_engine: MakeEngine
 ) -> None:
-    node = make_node()
+    node, ending = make_node(), make_engine()
     node.set("before", 1)
     catch_up(node)
-    ending = make_engine()
+    real = engine_of(node).changes
+    begun = False
+
+    def changes(after: int, limit: int) -> Page:
+        nonlocal begun
+        if limit and not begun:
+            begun = True
+            node.set("during", 1)
+            ending.clear()
+        return real(after, limit)
+
+    with mock.patch.object(engine_of(node), "changes", changes):
+        catch_up(node)
+    with cut_off(node, "changes"):
+        assert node.status()["fresh"]
+        assert (node.get("before"), node.get("during")) == (None, None)
+
+
+def test_a_page_of_an_ended_epoch_is_thrown_away_if_a_write_tells_of_the_end(
+    make_node: MakeNode, make_engine: MakeEngine
+) -> None:
+    node, ending = make_node(), make_engine()
+    node.set("before", 1)
+    catch_up(node)
 
     def write() -> None:
-        node.set("during", 1)
         ending.clear()
+        node.set("after", 2)
 
     with after_page(node, write):
         catch_up(node)
-    catch_up(node)
-    assert (node.get("before"), node.get("during")) == (None, None)
+    with cut_off(node, "changes"):
+        assert node.status()["fresh"]
+        assert (node.get("before"), node.get("after")) == (None, 2)
 
 
 # publish -------------------------------------------------------------------------------------
@@ -863,7 +887,7 @@ def test_expiry_is_checked_at_each_read(make_node: MakeNode) -> None:
 def test_an_expired_entry_can_be_added(make_node: MakeNode) -> None:
     node, other = make_node(), make_node()
     node.set("key", 1, 0.05)
-    time.sleep(0.1)
+    time.sleep(0.6)
     assert other.add("key", 2)
     assert sees(node, "key", 2)
 

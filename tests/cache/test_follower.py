@@ -525,8 +525,9 @@ def test_the_thread_outlives_an_engine_that_fails_or_breaks(
     assert got(follower) == b"old"
     (thread,) = threads_called("accesspass-follower")
     for error in (EngineUnavailable("down"), ZeroDivisionError("a bug")):
-        with mock.patch.object(follower.engine, "changes", mock.Mock(side_effect=error)):
-            time.sleep(0.15)
+        failing = mock.Mock(side_effect=error)
+        with mock.patch.object(follower.engine, "changes", failing):
+            assert eventually(lambda failing=failing: failing.called)  # type: ignore[misc]
     put(other, b"new")
     assert eventually(lambda: got(follower) == b"new")
     assert threads_called("accesspass-follower") == [thread]
