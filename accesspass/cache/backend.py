@@ -13,6 +13,8 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.utils.module_loading import import_string
 
 from accesspass.cache import exceptions
@@ -41,6 +43,10 @@ _unusual = re.compile(r"[\x00-\x20\x7f]").search
 _MISSING: Any = object()
 
 _followers: dict[tuple[Any, ...], Follower] = {}
+# Which of them a database:ALIAS location has asked for.
+_of_databases: set[tuple[Any, ...]] = set()
+#: What the receiver is known by that lets go of databases.
+LET_GO = "accesspass.cache.let_go"
 
 
 class ReplicatedCache(BaseCache):
@@ -80,7 +86,11 @@ class ReplicatedCache(BaseCache):
 
     @property
     def _follower(self) -> Follower:
-        if self._database is not None and self._database["NAME"] != self._database_name:
+        if self._database is not None and (
+            self._database["NAME"] != self._database_name or self._resolved.stopped
+        ):
+            if self._database_name is not _MISSING:
+                _give_up(self._resolved)  # nobody in this process means that database any more
             self._database_name = self._database["NAME"]
             self._resolved = self._resolve()
         return self._resolved
@@ -101,6 +111,8 @@ class ReplicatedCache(BaseCache):
             max_entries=options["MAX_ENTRIES"],
             cull_frequency=options["CULL_FREQUENCY"],
         )
+        if self._database is not None:
+            _of_databases.add(key)
         # Atomic, and no lock that a fork could leave held. One that lost a race was never used.
         return _followers.setdefault(key, made)
 
@@ -394,6 +406,32 @@ class ReplicatedCache(BaseCache):
     def _make_room(self) -> None:
         if self._max_entries is not None:
             self._follower.cull(self._max_entries, self._cull_frequency)
+
+
+def _let_go(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    """Give up all followers of a project's databases before one of those is made or dropped.
+
+    PostgreSQL drops and copies only a database that nobody is connected to. Django connects under
+    this alias for nothing else; the next read begins again.
+    """
+    if connection.alias != NO_DB_ALIAS:
+        return
+    for key in list(_of_databases):
+        follower = _followers.get(key)
+        if follower is not None and follower.engine.name == connection.vendor:
+            _give_up(follower)
+
+
+def _give_up(follower: Follower) -> None:
+    for key, found in list(_followers.items()):
+        if found is follower:
+            _followers.pop(key, None)
+            _of_databases.discard(key)
+    if not follower.stopped:
+        follower.stop()
+
+
+connection_created.connect(_let_go, dispatch_uid=LET_GO)
 
 
 # For how long a write that others overtake again and again is tried, in seconds.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import copy
 import logging
 import os
 import random
@@ -96,11 +97,13 @@ class Follower:
         # The engine's clock less ours, and the number of its last write, when last heard of.
         self._offset: float | None = None
         self._head: int | None = None
+        # Which thread of a process was the first to see that it is another one.
+        self._entering: dict[int, int] = {}
         self._begin_process()
+        self._pid = os.getpid()
         _followers.add(self)
 
     def _begin_process(self) -> None:
-        self._pid = os.getpid()
         # Whoever writes to the replica holds this one; readers hold none.
         self._lock = threading.Lock()
         # One pull at a time.
@@ -121,7 +124,22 @@ class Follower:
         self._begin_process()
         self._replica.fresh_at = float("-inf")
         self._replica.vouched = False
+        # Another object, because gevent copies the thread of the parent into the child: it goes on
+        # with what it had in its hands, until it finds out.
+        self.engine = copy.copy(self.engine)
         self.engine.forget_connections()
+        self._pid = os.getpid()  # the last, since others wait for it
+
+    def _enter(self) -> None:
+        """Do the same where the process was forked without Python being told, as by uWSGI.
+
+        Of several threads that come here first, one does it and the others wait.
+        """
+        pid, thread = os.getpid(), threading.get_ident()
+        if self._entering.setdefault(pid, thread) == thread:
+            self.after_fork()
+        while self._pid != pid:
+            time.sleep(0.001)
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -143,8 +161,8 @@ class Follower:
 
     def current(self) -> Replica:
         """Return the replica, brought up to date as far as the caller may wait for it."""
-        if self._pid != os.getpid():  # pragma: no cover - the fork hook has run before
-            self.after_fork()
+        if self._pid != os.getpid():
+            self._enter()
         replica = self._replica
         if self.engine.sync_on_read:
             return self._sync(replica)
@@ -230,10 +248,12 @@ class Follower:
         with self._lock:
             old = replica = self._replica
             self._carry = []
-        restarts = 0
+        pid, restarts = self._pid, 0
         while True:
             sent, top = clock(), replica.top
             page = self.engine.changes(replica.applied, self.engine.page_size)
+            if pid != os.getpid():
+                raise EngineUnavailable("the process was forked meanwhile")
             with self._lock:
                 self._hear(page, sent)
                 if self._replica is not old:  # a write was answered out of another history
@@ -274,27 +294,29 @@ class Follower:
     def _apply_page(self, replica: Replica, page: Page) -> None:
         if replica.epoch is None:
             replica.epoch, replica.began = page.epoch, page.head
-        for entry in page.changes:
-            self._apply(replica, entry)
+        self._apply(replica, page.changes)
         # What was written again since stands further up, so the last numbers below the head may
         # be missing.
         replica.applied = page.changes[-1].seq if page.more else page.head
         self._tidy_replica(replica)
 
-    def _apply(self, replica: Replica, entry: Entry) -> None:
-        self._counters["applied"] += 1
-        opened = self._seal.open(entry)
-        if opened is not None:
-            key, seq, revision, expires, _ = entry
-            payload, marker = opened
-            replica.put(key, seq, revision, expires, payload, marker=marker)
-            return
-        if entry.value is not None:
-            self._counters["refused"] += 1
-        if type(entry.key) is not bytes:
-            return  # no writer of ours has such a key, so nobody asks for it
-        # An absence also for a broken seal: passing it over would leave the older version alive.
-        replica.put(entry.key, entry.seq, 0, clock() + (self._offset or 0.0), None)
+    def _apply(self, replica: Replica, entries: Sequence[Entry]) -> None:
+        """Hold entries; one whose seal is broken as an absence."""
+        self._counters["applied"] += len(entries)
+        # A node that joins does this a million times.
+        open_seal, put = self._seal.open, replica.put
+        for entry in entries:
+            opened = open_seal(entry)
+            key, seq, revision, expires, value = entry
+            if opened is not None:
+                put(key, seq, revision, expires, opened[0], marker=opened[1])
+                continue
+            if value is not None:
+                self._counters["refused"] += 1
+            if type(key) is not bytes:
+                continue  # no writer of ours has such a key, so nobody asks for it
+            # Also for a broken seal: passing it over would leave the older version alive.
+            put(key, seq, 0, clock() + (self._offset or 0.0), None)
 
     def _tidy_replica(self, replica: Replica) -> None:
         now = clock()
@@ -306,9 +328,12 @@ class Follower:
 
     def _take_over(self, replica: Replica) -> None:
         """Answer from this replica from now on, with our own writes that its pages do not have."""
-        for epoch, entry in self._carry or ():
-            if epoch == replica.epoch and entry.seq > replica.applied:
-                self._apply(replica, entry)
+        newer = [
+            entry
+            for epoch, entry in self._carry or ()
+            if epoch == replica.epoch and entry.seq > replica.applied
+        ]
+        self._apply(replica, newer)
         self._replica = replica
 
     def _vouch(self, replica: Replica, sent: float) -> None:
@@ -359,6 +384,8 @@ class Follower:
 
     def write(self, changes: Sequence[Change], condition: Condition | None = None) -> Written:
         """Write to the engine, then hold the result here at once."""
+        if self._pid != os.getpid():
+            self._enter()
         written = self.engine.write(changes, condition)
         self._retry_at = 0.0  # the engine answers
         if written.done:
@@ -384,10 +411,8 @@ class Follower:
             if replica.epoch != epoch:
                 self._replica = Replica()  # what was held is of another history
                 return
-            for entry in entries:
-                # What is not above ``applied`` was seen already, or something newer was.
-                if entry.seq > replica.applied:
-                    self._apply(replica, entry)
+            # What is not above ``applied`` was seen already, or something newer was.
+            self._apply(replica, [entry for entry in entries if entry.seq > replica.applied])
             self._tidy_replica(replica)
 
     def seal_change(
@@ -409,6 +434,8 @@ class Follower:
 
     def read_engine(self, key: bytes) -> tuple[Entry | None, Opened | None]:
         """Read the latest version of a key at the engine, and open it."""
+        if self._pid != os.getpid():
+            self._enter()
         entry = self.engine.read(key)
         return entry, None if entry is None else self.open(entry)
 
@@ -423,6 +450,8 @@ class Follower:
 
     def clear(self) -> None:
         """Throw everything away, on every node."""
+        if self._pid != os.getpid():
+            self._enter()
         self.engine.clear()
         with self._lock:
             self._replica = Replica()
@@ -447,6 +476,8 @@ class Follower:
         Raises:
             EngineUnavailable: nothing was pulled yet, and nothing can be.
         """
+        if self._pid != os.getpid():
+            self._enter()
         while True:
             replica = self._replica
             if replica.epoch is not None:
@@ -551,17 +582,29 @@ class Follower:
                 self._thread = thread
 
     def _follow(self) -> None:
-        while not self._stopping:
+        pid = self._pid
+
+        def is_over() -> bool:
+            # Under gevent a fork copies this thread, and the child starts one of its own.
+            return self._stopping or pid != os.getpid()
+
+        while not is_over():
+            failure: Exception | None = None
             try:
                 self.pull()
                 self.engine.wait(self._heartbeat)
-            except CacheError as error:
-                self._failed(error)
+            except Exception as error:  # noqa: BLE001 - the thread must not end with it
+                failure = error
+            if failure is not None and not is_over():
+                if not isinstance(failure, CacheError):
+                    logger.error("cache.follower_error", exc_info=failure)
+                self._failed(failure)
                 time.sleep(max(0.0, self._retry_at - clock()))
-            except Exception as error:
-                logger.exception("cache.follower_error")
-                self._failed(error)
-                time.sleep(max(0.0, self._retry_at - clock()))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called: it follows nothing any more, in this process."""
+        return self._stopping
 
     def stop(self) -> None:
         """End the thread and give back what the engine holds open."""

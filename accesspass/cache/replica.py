@@ -23,9 +23,12 @@ _ABSENT = 1
 _MARKER = 2
 # How long what is dead is kept here, in seconds, so that few fills are refused for its loss.
 _KEEP_DEAD = 60.0
-# Expiries are collected in buckets of this many seconds.
+# Expiries are collected in buckets of this many seconds, in parts of so many keys: a dict that
+# grows further stalls its readers.
 _BUCKET = 30.0
+_PART = 40_000
 _NEVER = float("inf")
+_EMPTY: dict[bytes, None] = {}
 _generations = itertools.count(1)
 
 
@@ -65,7 +68,6 @@ class Replica:
         "held_bytes",
         "live",
         "top",
-        "total",
         "vouched",
     )
 
@@ -80,14 +82,14 @@ class Replica:
         self.fresh_at = -_NEVER
         #: Whether the follower's callbacks have run since this replica joined or failed.
         self.vouched = False
-        #: Entries that culling counts, all entries, and their bytes.
-        self.live = self.total = self.held_bytes = 0
+        #: How many entries culling counts, and the bytes of all.
+        self.live = self.held_bytes = 0
         #: The greatest number held, own writes included.
         self.top = 0
         #: No fill whose mark is older than this: what it would lose to may have been dropped.
         self.fill_floor = 0
         self._shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(_SHARDS))
-        self._buckets: dict[float, dict[bytes, None]] = {}
+        self._buckets: dict[tuple[float, int], dict[bytes, None]] = {}
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -98,6 +100,11 @@ class Replica:
             return None
         seq, revision, expires, taken, flags = _HEADER.unpack_from(held)
         return Held(seq, revision, expires, taken, bool(flags & _ABSENT), held[_HEADER.size :])
+
+    @property
+    def total(self) -> int:
+        """How many entries are held, dead or alive."""
+        return sum(map(len, self._shards))
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -137,17 +144,19 @@ class Replica:
         until = _NEVER if expires is None else expires
         new = _HEADER.pack(seq, revision, until, taken, flags) + payload
         shard[key] = new
-        self.total += 1
         self.held_bytes += len(key) + len(new)
         if not flags:
             self.live += 1
         if seq > self.top:
             self.top = seq
         if until != _NEVER:
-            number = until // _BUCKET
-            bucket = self._buckets.get(number)
+            number, part = until // _BUCKET, 0
+            bucket = self._buckets.get((number, 0))
+            while bucket is not None and len(bucket) >= _PART:
+                part += 1
+                bucket = self._buckets.get((number, part))
             if bucket is None:
-                bucket = self._buckets[number] = {}
+                bucket = self._buckets[number, part] = {}
             bucket[key] = None
         return True
 
@@ -205,8 +214,8 @@ class Replica:
             now: the engine's clock, in seconds.
         """
         due = (now - _KEEP_DEAD) // _BUCKET
-        overdue = sorted(number for number in self._buckets if number < due)
-        keys = itertools.chain.from_iterable(self._buckets[number] for number in overdue)
+        overdue = sorted(place for place in self._buckets if place[0] < due)
+        keys = itertools.chain.from_iterable(self._buckets[place] for place in overdue)
         victims = list(itertools.islice(keys, limit))
         for key in victims:
             held = self.get(key)
@@ -223,12 +232,13 @@ class Replica:
 
     def _forget(self, key: bytes, old: bytes) -> None:
         _, _, until, _, flags = _HEADER.unpack_from(old)
-        self.total -= 1
         self.held_bytes -= len(key) + len(old)
         self.live -= not flags
         if until != _NEVER:
-            number = until // _BUCKET
-            bucket = self._buckets[number]
+            number, part = until // _BUCKET, 0
+            # A part before the one that has it may be gone.
+            while key not in (bucket := self._buckets.get((number, part), _EMPTY)):
+                part += 1
             del bucket[key]
             if not bucket:
-                del self._buckets[number]
+                del self._buckets[number, part]

@@ -6,8 +6,10 @@ import copy
 import datetime
 import decimal
 import enum
+import hmac
 import math
 import pickle
+import struct
 import uuid
 import zoneinfo
 from typing import Any
@@ -500,3 +502,12 @@ def test_a_seal_shows_no_key() -> None:
 def test_a_uuid_is_a_value_and_a_key() -> None:
     value = {uuid.UUID(int=7): uuid.UUID(int=8)}
     assert codec.decode(codec.encode(value)) == value
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 5_000])
+def test_a_seal_is_the_hmac_of_the_standard_library(size: int) -> None:
+    payload = bytes(size)
+    sealed = Seal(["key"]).close(b"name", 7, 1.5, payload, marker=True)
+    derived = hmac.digest(b"key", b"accesspass.cache entry 1", "sha256")
+    bound = struct.pack(">BBQdI", 1, 1, 7, 1.5, len(b"name")) + b"name"
+    assert sealed == b"\1\1" + hmac.digest(derived, bound + payload, "sha256") + payload

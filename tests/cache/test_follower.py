@@ -269,7 +269,18 @@ def test_an_engine_that_is_down_is_asked_ever_more_rarely(make_follower: MakeFol
             reads += 1
         assert 2 <= asked.call_count <= 15 < reads
     assert eventually(lambda: follower.status()["counters"]["failures"] > 0)
-    put(follower, b"new")  # a write that succeeds ends the waiting
+
+
+def test_a_write_that_succeeds_ends_the_waiting(make_follower: MakeFollower) -> None:
+    follower, other = make_follower(), make_follower()
+    put(other, b"old")
+    assert got(follower) == b"old"
+    with down(follower):
+        got(follower)
+    follower._retry_at = follower_module.clock() + 60
+    put(other, b"new")
+    assert got(follower) == b"old"
+    put(follower, b"value", b"another key")
     assert got(follower) == b"new"
 
 

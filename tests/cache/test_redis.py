@@ -417,6 +417,25 @@ def _works(engine: Engine) -> bool:
     return False
 
 
+def test_one_call_that_fails_spares_the_others_the_connections_of_that_server(
+    server: Valkey, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(server.url())
+    engine.wait(0.01)
+    links = [engine._borrow([], time.monotonic() + 5) for _ in range(3)]
+    for link in links:
+        engine._give_back(engine._idle, link)
+    server.freeze()
+    try:
+        with pytest.raises(EngineUncertain):
+            engine.write([Change(b"key", b"v")])
+        with pytest.raises(EngineUnavailable):  # certain, because it finds no connection
+            engine.write([Change(b"key", b"v")])
+    finally:
+        server.thaw()
+    assert engine._subscription is None
+
+
 @pytest.mark.fault
 def test_every_call_into_a_black_hole_ends_in_time(
     proxy: Proxy, server: Valkey, make_engine: MakeEngine
@@ -666,6 +685,25 @@ def test_a_refused_login_is_unavailable_and_no_message_holds_a_password(
             error = error.__cause__
         for secret in (SECRET, QUOTED, "wrong"):
             assert secret not in "".join(chain)
+
+
+def test_a_server_that_quotes_the_password_in_its_error_is_not_quoted(
+    make_engine: MakeEngine,
+) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                while SECRET.encode() not in client.recv(65536):
+                    client.sendall(b"+OK\r\n")
+                client.sendall(f"-ERR what is {SECRET} supposed to mean\r\n".encode())
+
+        threading.Thread(target=serve, daemon=True).start()
+        engine = make_engine(f"redis://:{QUOTED}@{HOST}:{listener.getsockname()[1]}")
+        with pytest.raises(EngineUnavailable, match=r"what is \*\*\* supposed") as caught:
+            engine.changes(0, 1)
+    assert SECRET not in repr(caught.value)
 
 
 def test_a_good_password_with_special_characters_is_accepted(

@@ -278,3 +278,25 @@ def test_payloads_of_any_size_come_back(size: int) -> None:
     replica = Replica("epoch")
     replica.put(b"key", 2**63, 2**63 - 1, 1e300, b"x" * size)
     assert replica.get(b"key") == Held(2**63, 2**63 - 1, 1e300, LOG, False, b"x" * size)
+
+
+def test_keys_that_expire_together_stand_in_several_small_dicts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One dict for all would stall readers each time it grows."""
+    monkeypatch.setattr("accesspass.cache.replica._PART", 2)
+    replica = Replica("epoch")
+    keys = [b"%d" % number for number in range(7)]
+    for seq, key in enumerate(keys, 1):
+        replica.put(key, seq, 0, 1e300, b"v")
+    assert [len(bucket) for bucket in replica._buckets.values()] == [2, 2, 2, 1]
+    for key in (b"2", b"3", b"6", b"0"):  # a whole part in the middle, the last one, half of one
+        replica.drop(key)
+    assert sorted(key for bucket in replica._buckets.values() for key in bucket) == [
+        b"1",
+        b"4",
+        b"5",
+    ]
+    replica.put(b"2", 8, 0, 1e300, b"v")
+    assert replica.expire(1e301, 10) == 4
+    assert (replica.total, replica.held_bytes, replica._buckets) == (0, 0, {})

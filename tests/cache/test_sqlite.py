@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from accesspass.cache import ReplicatedCache
+from accesspass.cache.engines import sqlite as sqlite_module
 from accesspass.cache.engines.base import Change
 from accesspass.cache.engines.sqlite import SQLiteEngine
 from accesspass.cache.exceptions import EngineUnavailable
@@ -497,6 +498,7 @@ def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> No
 
 WRITER = """
 import sys
+from accesspass.cache.engines import sqlite as sqlite_module
 from accesspass.cache.engines.base import Change
 from accesspass.cache.engines.sqlite import SQLiteEngine
 engine = SQLiteEngine(sys.argv[1])
@@ -589,3 +591,19 @@ def test_closed_connections_are_closed(make_engine: MakeSQLite) -> None:
     with pytest.raises(sqlite3.ProgrammingError):
         connection.execute("SELECT 1")
     assert engine.changes(0, 0).head == 0
+
+
+def test_a_child_that_python_was_not_told_of_can_open_and_fork_again(
+    make_engine: MakeSQLite,
+) -> None:
+    engine = make_engine()
+
+    def child() -> bool:
+        sqlite_module._after_fork_in_child()  # as a server does that forks by itself
+        engine.forget_connections()
+        engine.write([Change(b"child", b"v")])
+        in_child(lambda: engine.read(b"child") is not None)
+        return engine.read(b"child") is not None
+
+    in_child(child)
+    assert engine.read(b"child") is not None

@@ -135,7 +135,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def write(self, changes: Sequence[Change], condition: Condition | None = None) -> Written:
-        """Write all changes atomically; a condition goes with exactly one change."""
+        """Write all changes, of as many different keys, atomically; a condition goes with one."""
 
     @abc.abstractmethod
     def clear(self) -> None:

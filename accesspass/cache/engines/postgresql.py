@@ -66,6 +66,9 @@ _IDLE = 60.0
 # How often a page is asked for again if the server it came from changed meanwhile.
 _CLAIMS = 3
 
+# How many rows are turned into entries at a time.
+_SLICE = 1_000
+
 _NO_SCHEMA = frozenset({"42P01", "42883", "3F000"})  # table, function, schema missing
 _NOT_PREPARED = frozenset({"26000", "42P05"})  # a pooler gave us another server connection
 
@@ -415,7 +418,11 @@ class PostgreSQLEngine(Engine):
             result = self._run(statement, parameters, until, follow=follow)
             loader = Transformer()
             loader.set_pgresult(result)
-            rows = loader.load_rows(0, result.ntuples, _entry)
+            rows: list[Any] = []
+            # Not all at once, because no other thread runs meanwhile.
+            for start in range(0, result.ntuples, _SLICE):
+                end = min(start + _SLICE, result.ntuples)
+                rows += loader.load_rows(start, end, _entry)
             if not rows:
                 with self._unavailable(), self._writer(until) as connection:
                     self._make_schema(connection, until)

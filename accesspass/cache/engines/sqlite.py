@@ -79,8 +79,20 @@ def _before_fork() -> None:
         engine.drain()
 
 
+def _after_fork_in_parent() -> None:
+    _opening.release()
+
+
+def _after_fork_in_child() -> None:
+    # Not released: a server that forks without Python has not taken it, or not in this thread.
+    global _opening
+    _opening = threading.Lock()
+
+
 os.register_at_fork(
-    before=_before_fork, after_in_parent=_opening.release, after_in_child=_opening.release
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
 )
 
 
@@ -316,8 +328,10 @@ class SQLiteEngine(Engine):
         return EngineUnavailable(f"{self.path}: {error}")
 
     def forget_connections(self) -> None:
-        # There are some only if they were in use for so long that the fork did not wait for them.
-        # SQLite forbids any use after a fork, closing included; a reference keeps them open.
+        # There are some only if they were in use for so long that the fork did not wait for them,
+        # or if nobody told Python of the fork. SQLite forbids any use of them, closing included; a
+        # reference keeps them open.
+        _engines.add(self)  # it may be a copy
         self._inherited += self._live
         self._live, self._pool = set(), []
         self._writing = threading.Lock()
