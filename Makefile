@@ -3,6 +3,8 @@
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
 #   make lint types docs what the names say (Python 3.11 or newer)
 #   make bench           the benchmarks; ARGS=--quick
+#   make bench-cache     those of the cache, half an hour; ARGS=--quick
+#   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
 
@@ -21,7 +23,7 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long lint types docs bench clean modern
+.PHONY: demo test test-long lint types docs bench bench-cache demo-hosts clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -57,6 +59,12 @@ docs: modern
 
 bench: $(VENV)/.has-bench
 	@$(PY) -m benchmarks $(ARGS)
+
+bench-cache: $(VENV)/.has-bench
+	@$(PY) -m benchmarks.cache $(ARGS)
+
+demo-hosts: $(VENV)/.has-dev
+	@$(PY) -m benchmarks.two_hosts $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \

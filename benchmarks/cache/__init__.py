@@ -1,0 +1,1 @@
+"""What the replicated cache costs, engine by engine: ``python -m benchmarks.cache``."""

@@ -1,0 +1,95 @@
+"""The measurements as plots, in SVG, for light and dark pages alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+__all__ = ["draw"]
+
+_COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
+_STYLE = {
+    "svg.hashsalt": "accesspass",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+}
+
+
+def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write ``cache-*.svg`` into a folder and return their paths."""
+    drawn = []
+    with plt.rc_context(_STYLE):
+        for name, plot in (("writes", _writes), ("lag", _lag), ("size", _size)):
+            figure = plot(measured)
+            path = folder / f"cache-{name}.svg"
+            figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+            # matplotlib leaves blanks at the ends of lines.
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
+            drawn.append(path)
+    return drawn
+
+
+def _bars(axes: Any, values: Mapping[str, float], form: str) -> None:
+    names = list(values)
+    bars = axes.barh(names, list(values.values()), color=[_COLORS[name] for name in names])
+    axes.bar_label(bars, labels=[form.format(value) for value in values.values()], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.grid(axis="y", visible=False)
+
+
+def _writes(measured: Mapping[str, Mapping[str, Any]]) -> Any:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.2), layout="constrained")
+    for axes, key, title in (
+        (left, "writes_1", "Writes per second, 1 process"),
+        (right, "writes_4", "Writes per second, 4 processes"),
+    ):
+        found = {name: one[key]["per_second"] for name, one in measured.items() if key in one}
+        _bars(axes, found, "{:,.0f}")
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def _lag(measured: Mapping[str, Mapping[str, Any]]) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    for name, one in measured.items():
+        if "lag" not in one:
+            continue
+        curve = [max(1e-3, seconds * 1000) for seconds in one["lag"]["curve"]]
+        shares = [100 * place / (len(curve) - 1) for place in range(len(curve))]
+        axes.plot(curve, shares, label=name, color=_COLORS[name])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("milliseconds from the acknowledgement to the other process's replica")
+    axes.set_ylabel("% of writes")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _size(measured: Mapping[str, Mapping[str, Any]]) -> Any:
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.2), layout="constrained")
+    _bars(left, {name: one["join"]["seconds"] for name, one in measured.items()}, "{:.1f}")
+    left.set_title("Join, seconds", loc="left")
+    _bars(
+        middle,
+        {name: one["catch_up"]["seconds"] for name, one in measured.items() if "catch_up" in one},
+        "{:.2f}",
+    )
+    middle.set_title("Catch-up of 100,000, seconds", loc="left")
+    _bars(right, {name: one["big"]["us"] for name, one in measured.items()}, "{:.1f}")
+    right.set_title("get() there, µs", loc="left")
+    return figure
