@@ -4,6 +4,7 @@
 #   make lint types docs what the names say (Python 3.11 or newer)
 #   make bench           the benchmarks; ARGS=--quick
 #   make bench-cache     those of the cache, half an hour; ARGS=--quick
+#   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -23,7 +24,7 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long lint types docs bench bench-cache demo-hosts clean modern
+.PHONY: demo test test-long lint types docs bench bench-cache bench-sessions demo-hosts clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -62,6 +63,9 @@ bench: $(VENV)/.has-bench
 
 bench-cache: $(VENV)/.has-bench
 	@$(PY) -m benchmarks.cache $(ARGS)
+
+bench-sessions: $(VENV)/.has-bench
+	@$(PY) -m benchmarks.sessions $(ARGS)
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)

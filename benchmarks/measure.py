@@ -74,8 +74,8 @@ def authenticators(variants: list[Variant], effort: Effort, user: Any) -> list[R
 
 def changes(effort: Effort, user: Any) -> list[Row]:
     """What is done once a session, or once in five minutes: it writes, so it costs."""
-    settings.ACCESSPASS["CACHE"] = "sqlite"
-    cache: Any = caches["sqlite"]
+    settings.ACCESSPASS["CACHE"] = "database"
+    cache: Any = caches["database"]
     pair = sessions.start(user)
 
     def refresh() -> None:

@@ -11,6 +11,8 @@ import os
 import secrets
 from typing import Any
 
+from tests.settings.base import database_from
+
 FOLDER = os.environ["ACCESSPASS_BENCH_FOLDER"]
 SECRET_KEY = secrets.token_urlsafe(50)
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -23,6 +25,7 @@ INSTALLED_APPS = [
     "accesspass",
     "knox",
     "rest_framework_simplejwt",
+    "rest_framework_simplejwt.token_blacklist",
 ]
 AUTH_USER_MODEL = "accesspass.User"
 MIDDLEWARE: list[str] = []
@@ -39,10 +42,17 @@ DATABASES = {
         },
     }
 }
+if "ACCESSPASS_BENCH_DATABASE" in os.environ:
+    DATABASES = {
+        "default": {**database_from(os.environ["ACCESSPASS_BENCH_DATABASE"]), "CONN_MAX_AGE": None}
+    }
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
     "memory": {"BACKEND": "accesspass.cache.ReplicatedCache", "LOCATION": "memory://benchmarks"},
-    "sqlite": {"BACKEND": "accesspass.cache.ReplicatedCache", "LOCATION": "database:default"},
+    "database": {
+        "BACKEND": "accesspass.cache.ReplicatedCache",
+        "LOCATION": os.environ.get("ACCESSPASS_BENCH_LOG", "database:default"),
+    },
 }
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 REST_FRAMEWORK = {
@@ -50,5 +60,6 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.AllowAny"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
 }
-# The alias is set to "memory" or "sqlite" before each measurement.
-ACCESSPASS: dict[str, Any] = {"CACHE": "sqlite", "BASE_URL": "http://127.0.0.1"}
+SIMPLE_JWT = {"ROTATE_REFRESH_TOKENS": True, "BLACKLIST_AFTER_ROTATION": True}
+# The alias is set to "memory" or "database" before each measurement.
+ACCESSPASS: dict[str, Any] = {"CACHE": "database", "BASE_URL": "http://127.0.0.1"}

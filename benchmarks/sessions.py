@@ -1,0 +1,305 @@
+"""``python -m benchmarks.sessions``: what sessions cost on PostgreSQL, beside the peers.
+
+Rows, the cache's log and the peers' tables are on one private PostgreSQL with fsync on. The first
+table counts statements and round trips, and needs no quiet machine; the second times operations in
+rounds that interleave the libraries, so trust its ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests import servers
+
+_PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "session-costs.rst"
+_PASSWORD = "correct horse battery staple"
+
+
+class _CountingProxy(servers.Proxy):
+    """Counts round trips: how often a client speaks after the server has answered."""
+
+    def __init__(self, target: int) -> None:
+        self.round_trips = 0
+        self._speaking: dict[Any, str] = {}
+        super().__init__(target)
+
+    def _passes(self, link: Any, way: str) -> None:
+        if way == "to_server" and self._speaking.get(link) != way:
+            self.round_trips += 1
+        self._speaking[link] = way
+
+
+class _Operation(NamedTuple):
+    """What is measured: ``prepare`` runs before each call of ``run`` and hands it something."""
+
+    name: str
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any]
+
+
+def main() -> int:
+    """Parse the command line, measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, with more noise")
+    parser.add_argument("--docs", action="store_true", help="rewrite the tables in docs/")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="accesspass-bench-"))
+        server = stack.enter_context(servers.PostgreSQL(durable=True))
+        proxy = stack.enter_context(_CountingProxy(server.port))
+        os.environ["ACCESSPASS_BENCH_FOLDER"] = folder
+        os.environ["ACCESSPASS_BENCH_DATABASE"] = server.url(port=proxy.port)
+        os.environ["ACCESSPASS_BENCH_LOG"] = server.url()
+        os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+        _run(server, proxy, quick=options.quick, docs=options.docs)
+    return 0
+
+
+def _run(server: servers.PostgreSQL, proxy: _CountingProxy, *, quick: bool, docs: bool) -> None:
+    import django
+
+    django.setup()
+    from django.conf import settings
+    from django.core.cache import caches
+    from django.core.management import call_command
+
+    from benchmarks.cache.report import put_between_markers, rst
+    from benchmarks.report import facts, markdown
+
+    call_command("migrate", verbosity=0)
+    settings.ACCESSPASS["CACHE"] = "database"
+    counted = _count(proxy)
+    _connect_directly(server)
+    timed = _time(30 if quick else 200)
+    caches["database"]._follower.stop()  # type: ignore[attr-defined]  # before its server goes
+    known = {**facts(), "PostgreSQL": server.execute("SHOW server_version")[0][0]}
+    said = ", ".join(f"{name} {value}" for name, value in known.items()) + "."
+    print(said)
+    for title, rows in (("Statements and round trips", counted), ("Beside the peers", timed)):
+        print(f"\n## {title}\n\n{markdown(rows)}")
+    if docs:
+        put_between_markers(_PAGE, "counts", rst(counted))
+        put_between_markers(_PAGE, "times", f"{said}\n\n{rst(timed)}")
+
+
+def _connect_directly(server: servers.PostgreSQL) -> None:
+    """Take the proxy out of the way, which costs time of its own."""
+    from django.db import connection
+
+    connection.close()
+    connection.settings_dict["PORT"] = str(server.port)
+
+
+# Counting ----------------------------------------------------------------------------------------
+
+
+def _count(proxy: _CountingProxy) -> list[dict[str, str]]:
+    rows = []
+    for operation in _operations():
+        operation.run(operation.prepare())  # connects, and prepares statements
+        argument = operation.prepare()
+        with _watch(proxy) as seen:
+            operation.run(argument)
+        rows.append(
+            {
+                "": operation.name,
+                "SQL statements": str(seen["statements"]),
+                "round trips to the database": str(seen["round trips"]),
+                "round trips to the log": str(seen["log"]),
+            }
+        )
+    return rows
+
+
+def _operations() -> list[_Operation]:
+    from django.core.cache import caches
+    from django.core.handlers.wsgi import WSGIRequest
+
+    from accesspass import accounts, sessions
+    from accesspass.exceptions import InvalidToken
+    from benchmarks.variants import environ_of, make_user
+
+    user = make_user()
+    cache: Any = caches["database"]
+
+    def start() -> sessions.TokenPair:
+        return sessions.start(user)
+
+    def ended() -> sessions.TokenPair:
+        pair = start()
+        assert sessions.revoke(pair.session_id)
+        return pair
+
+    def used() -> sessions.TokenPair:
+        pair = start()
+        sessions.refresh(pair.refresh_token)
+        return pair
+
+    def known() -> sessions.TokenPair:
+        pair = start()
+        sessions.authenticate(pair.access_token)
+        return pair
+
+    def forgotten(pair: sessions.TokenPair) -> sessions.TokenPair:
+        cache.forget(f"session:{pair.session_id.hex}")
+        return pair
+
+    def refused(pair: sessions.TokenPair) -> None:
+        try:
+            sessions.authenticate(pair.access_token)
+        except InvalidToken:
+            return
+        raise AssertionError("it was accepted")
+
+    def login(request: Any) -> object:
+        return accounts.log_in("ada", _PASSWORD, request=request)
+
+    return [
+        _Operation("login", login, lambda: WSGIRequest(environ_of("/"))),
+        _Operation("refresh", lambda pair: sessions.refresh(pair.refresh_token), start),
+        _Operation(
+            "the same refresh token again, within the grace",
+            lambda pair: sessions.refresh(pair.refresh_token),
+            used,
+        ),
+        _Operation(
+            "an authorised request (a hit), or check",
+            lambda pair: sessions.authenticate(pair.access_token),
+            known,
+        ),
+        _Operation(
+            "the same where the process does not hold the session (a miss)",
+            lambda pair: sessions.authenticate(pair.access_token),
+            lambda: forgotten(known()),
+        ),
+        _Operation("logout", lambda pair: sessions.logout(access_token=pair.access_token), start),
+        _Operation("a request with the token of a session that has ended", refused, ended),
+        _Operation(
+            "the same where the process does not hold the marker",
+            refused,
+            lambda: forgotten(ended()),
+        ),
+    ]
+
+
+@contextmanager
+def _watch(proxy: _CountingProxy) -> Iterator[Counter[str]]:
+    """Count what the calling thread asks the database and the log.
+
+    The follower has a thread of its own; nobody waits for what it asks.
+    """
+    from django.core.cache import caches
+    from django.db import connection
+
+    seen: Counter[str] = Counter()
+    cache: Any = caches["database"]
+    engine, thread = cache._follower.engine, threading.current_thread()
+
+    def counted(call: Any) -> Any:
+        def ask(*arguments: Any) -> Any:
+            if threading.current_thread() is thread:
+                seen["log"] += 1
+            return call(*arguments)
+
+        return ask
+
+    def collect(execute: Any, *arguments: Any) -> Any:
+        seen["statements"] += 1
+        return execute(*arguments)
+
+    names = ("write", "changes", "read")
+    for name in names:
+        setattr(engine, name, counted(getattr(engine, name)))
+    before = proxy.round_trips
+    try:
+        with connection.execute_wrapper(collect):
+            yield seen
+    finally:
+        seen["round trips"] = proxy.round_trips - before
+        for name in names:
+            delattr(engine, name)
+
+
+# Timing ------------------------------------------------------------------------------------------
+
+
+def _time(rounds: int) -> list[dict[str, str]]:
+    from django.contrib.auth import get_user_model
+    from django.core.cache import caches
+    from django.core.handlers.wsgi import WSGIRequest
+    from knox.auth import TokenAuthentication as KnoxAuthentication
+    from knox.models import get_token_model
+    from rest_framework.request import Request
+    from rest_framework_simplejwt.serializers import TokenRefreshSerializer
+    from rest_framework_simplejwt.tokens import RefreshToken
+
+    from accesspass import sessions
+    from benchmarks.report import microseconds, spread
+    from benchmarks.timing import Result, sample
+    from benchmarks.variants import environ_of
+
+    user = get_user_model()._default_manager.get()
+    cache: Any = caches["database"]
+    pair, jwt = sessions.start(user), str(RefreshToken.for_user(user))
+    _, knox_token = get_token_model().objects.create(user=user)
+    knox_request = Request(WSGIRequest(environ_of("/", f"Token {knox_token}")))
+
+    def refresh() -> None:
+        nonlocal pair
+        pair = sessions.refresh(pair.refresh_token)
+
+    def refresh_jwt() -> None:
+        nonlocal jwt
+        serializer = TokenRefreshSerializer(data={"refresh": jwt})
+        serializer.is_valid(raise_exception=True)
+        jwt = serializer.validated_data["refresh"]
+
+    def hit() -> None:
+        sessions.authenticate(pair.access_token)
+
+    def miss() -> None:
+        cache.forget(f"session:{pair.session_id.hex}")
+        sessions.authenticate(pair.access_token)
+
+    def knox() -> None:
+        assert KnoxAuthentication().authenticate(knox_request) is not None
+
+    pairs: list[tuple[str, Callable[[], None], str, Callable[[], None]]] = [
+        ("refresh", refresh, "simplejwt: rotation with blacklist", refresh_jwt),
+        ("a hit", hit, "knox", knox),
+        ("a miss", miss, "knox", knox),
+    ]
+    rows = []
+    for name, ours, peer, theirs in pairs:
+        for run in (ours, theirs):
+            sample(run, 20)
+        samples: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for _ in range(rounds):
+            samples["ours"] += sample(ours, 5)
+            samples["theirs"] += sample(theirs, 5)
+        one, other = Result.of(samples["ours"]), Result.of(samples["theirs"])
+        rows.append(
+            {
+                "": name,
+                "µs": microseconds(one.median),
+                "quartiles": spread(one),
+                "against": peer,
+                "its µs": microseconds(other.median),
+                "its quartiles": spread(other),
+                "ratio": f"{one.median / other.median:.2f}",
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
