@@ -200,6 +200,16 @@ def test_s2_what_was_written_together_is_seen_together(make_node: MakeNode) -> N
         assert reader.get("a") == n
 
 
+def test_s2_a_deletion_reaches_the_other_nodes(make_node: MakeNode) -> None:
+    node, other = make_node(), make_node()
+    node.set_many({"key": 1, "kept": 1})
+    assert sees(other, "key", 1)
+    node.delete("key")
+    node.set("kept", 2)
+    assert sees(other, "kept", 2)
+    assert other.get("key") is None
+
+
 def test_s2_own_writes_never_move_what_was_applied(make_node: MakeNode) -> None:
     node, other = make_node(), make_node()
     catch_up(node)

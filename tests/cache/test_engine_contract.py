@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page
-from tests.cache.conftest import MakeEngine
+from tests.cache.conftest import MakeEngine, eventually
 
 ABSENT = Condition(absent=True)
 NEWER = Condition(newer=True)
@@ -345,6 +345,25 @@ def test_purge_keeps_to_its_limit_and_never_lowers_the_floor(make_engine: MakeEn
     assert floors == sorted(floors)
     assert floors[-1] == 5
     assert everything(engine) == []
+
+
+def test_no_page_shows_a_purge_without_its_floor(make_engine: MakeEngine) -> None:
+    """A follower that was told nothing of either would keep what is gone for ever."""
+    engine, other = make_engine(), make_engine()
+    deleted = engine.write([Change(b"key", None)]).seq
+    engine.write([Change(b"other", b"v")])
+    before = engine.changes(0, 0).now + 1
+    pages: list[Page] = []
+
+    def is_gone() -> bool:
+        pages.append(other.changes(0, 100))
+        return pages[-1].changes[0].seq != deleted
+
+    purging = threading.Thread(target=engine.purge, args=(before, 100))
+    purging.start()
+    assert eventually(is_gone)
+    purging.join()
+    assert pages[-1].floor == deleted
 
 
 def test_a_version_written_again_is_not_purged_for_its_past(make_engine: MakeEngine) -> None:

@@ -254,6 +254,34 @@ def test_the_old_replica_answers_while_a_new_one_is_built(make_follower: MakeFol
     assert got(follower) == b"again"
 
 
+def test_an_own_write_of_a_lost_history_is_not_carried_into_the_next_one(
+    make_follower: MakeFollower,
+) -> None:
+    """The next one may count from 0 again, so the number of that write says nothing."""
+    follower = make_follower()
+    put(follower, b"before")
+    follower.pull()
+    engine = follower.engine
+    assert isinstance(engine, MemoryEngine)
+    real, log, lost = engine.changes, engine._log, False
+
+    def changes(after: int, limit: int) -> Page:
+        nonlocal lost
+        if not lost:
+            lost = True
+            put(follower, b"during", b"another key")
+            with log.lock:
+                log.reset(0)
+        return real(after, limit)
+
+    with mock.patch.object(engine, "changes", changes):
+        follower.pull()
+    with down(follower):
+        assert follower.status()["fresh"]
+        assert got(follower) is None
+        assert got(follower, b"another key") is None
+
+
 # Failures ------------------------------------------------------------------------------------
 
 
@@ -676,6 +704,28 @@ def test_locks_held_at_the_fork_do_not_stop_the_child(
     release.set()
     holder.join()
     assert got(follower) == b"value"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(got, id="get"),
+        pytest.param(lambda follower: put(follower, b"value"), id="write"),
+        pytest.param(lambda follower: follower.read_engine(KEY), id="read_engine"),
+        pytest.param(Follower.mark, id="mark"),
+        pytest.param(Follower.clear, id="clear"),
+    ],
+)
+def test_a_fork_that_ran_no_hooks_is_noticed_whatever_is_called_first(
+    make_follower: MakeFollower, call: Callable[[Follower], object]
+) -> None:
+    follower = make_follower()
+    put(follower, b"value")
+    assert got(follower) == b"value"
+    inherited, follower._pid = follower.engine, 0  # as in a child of that process
+    call(follower)
+    assert follower.engine is not inherited
+    assert follower.status()["pid"] == os.getpid()
 
 
 def test_forks_in_the_middle_of_everything_leave_working_children(
