@@ -2,6 +2,7 @@
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
 #   make lint types docs what the names say (Python 3.11 or newer)
+#   make mutants         breaks the cache on purpose, to see its tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
 #   make bench-cache     those of the cache, half an hour; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
@@ -19,12 +20,14 @@ PY := $(BIN)/python
 # alone, whose closing line is the last line of the whole output.
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/faults tests/test_cluster.py tests/test_demo.py tests/test_deployments.py \
-    tests/test_identifiers.py tests/test_readme.py tests/test_repository.py tests/test_tokens.py))
+    tests/test_identifiers.py tests/test_mutants.py tests/test_readme.py tests/test_repository.py \
+    tests/test_tokens.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long lint types docs bench bench-cache bench-sessions demo-hosts clean modern
+.PHONY: demo test test-long mutants lint types docs bench bench-cache bench-sessions demo-hosts \
+    clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -41,6 +44,9 @@ test: $(VENV)/.has-dev
 
 test-long: $(VENV)/.has-dev
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
+
+mutants: $(VENV)/.has-dev
+	@$(PY) -m tests.mutants $(ARGS)
 
 lint: modern
 	$(BIN)/ruff check .

@@ -1,0 +1,549 @@
+"""Proves that the tests of the cache can fail: breaks it on purpose, one promise after another.
+
+    python -m tests.mutants [NAME ...]
+
+Each mutant names the test that has to fail. Every one is made in a copy of the project of its own,
+never in the checkout; the named tests pass in an unbroken copy first. The exit status is 1 if a
+mutant survives, 2 if the code no longer is what a mutant replaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+__all__ = ["CACHE", "FOLLOWER", "MUTANTS", "Moved", "Mutant", "Verdict", "collected", "judge"]
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = "accesspass/cache"
+CONTRACT = "tests/cache/test_cache_contract.py::test_"
+ENGINES = "tests/cache/test_engine_contract.py::test_"
+FOLLOWER = "tests/cache/test_follower.py::test_"
+POSTGRESQL = "tests/cache/test_postgresql.py::test_"
+REDIS = "tests/cache/test_redis.py::test_"
+# What the tests of the cache need of the project.
+_COPIED = ("accesspass", "tests", "pyproject.toml")
+# More at a time, and the tests' own deadlines are missed for the wrong reason.
+_AT_A_TIME = 2
+# After so many seconds a run is interrupted: a test that hangs has found nothing out. One that
+# cannot be interrupted ends by the faulthandler_timeout of pyproject.toml.
+_PATIENCE = 120
+# Only a claim of the test's own counts, not what the mutant broke on the way to it.
+_claim = re.compile(r"AssertionError\b|assert |Failed: DID NOT RAISE").match
+
+
+class Mutant(NamedTuple):
+    """One deliberate breakage.
+
+    ``edits`` maps texts, each of which occurs in ``file`` once, to what replaces them. ``test`` is
+    the node id of the test that has to fail.
+    """
+
+    name: str
+    breaks: str
+    file: str
+    edits: Mapping[str, str]
+    test: str
+
+    def broken(self) -> str:
+        """Return the code of ``file`` with this breakage in it.
+
+        Raises:
+            Moved: a text is not there, or more than once.
+        """
+        code = (ROOT / self.file).read_text(encoding="utf-8")
+        for old, new in self.edits.items():
+            if code.count(old) != 1:
+                raise Moved(
+                    f"{self.name}: not once but {code.count(old)} times in {self.file}: {old!r}"
+                )
+            code = code.replace(old, new)
+        return code
+
+
+class Moved(Exception):
+    """The code is no longer what a mutant replaces; mend the mutant."""
+
+
+class Verdict(NamedTuple):
+    """What became of a mutant, after how many seconds; ``said`` is the end of pytest's output."""
+
+    word: str
+    seconds: float
+    said: str
+
+    @property
+    def killed(self) -> bool:
+        return self.word == "killed"
+
+
+MUTANTS = [
+    # The replica and its follower ------------------------------------------------------------
+    Mutant(
+        "no-floor",
+        "A replica that missed purged deletions goes on as if it had seen them.",
+        f"{CACHE}/follower.py",
+        {"            or page.floor > max(replica.applied, replica.began)\n": ""},
+        f"{CONTRACT}a_replica_below_the_floor_starts_again_exactly_once[memory]",
+    ),
+    Mutant(
+        "no-epoch",
+        "A replica goes on into another history.",
+        f"{CACHE}/follower.py",
+        {"page.epoch != replica.epoch\n": "False\n"},
+        f"{CONTRACT}s5_a_new_epoch_empties_every_node[memory]",
+    ),
+    Mutant(
+        "no-head",
+        "A replica keeps what a log that was set back no longer has.",
+        f"{CACHE}/follower.py",
+        {"            or page.head < max(replica.applied, top)\n": ""},
+        f"{FOLLOWER}a_head_below_what_was_applied_starts_again",
+    ),
+    Mutant(
+        "freshness-at-receipt",
+        "A replica is as fresh as the moment at which a page came, not as its request.",
+        f"{CACHE}/follower.py",
+        {"return replica, sent\n": "return replica, clock()\n"},
+        f"{FOLLOWER}freshness_is_when_the_page_was_asked_for_not_when_it_came",
+    ),
+    Mutant(
+        "clock-before-value",
+        "A read looks at the clock before it takes the value.",
+        f"{CACHE}/follower.py",
+        {
+            "        held = replica.get(key)\n        if held is None or held.absent:\n"
+            "            return None\n        now = clock()\n": "        now = clock()\n"
+            "        held = replica.get(key)\n        if held is None or held.absent:\n"
+            "            return None\n"
+        },
+        f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it",
+    ),
+    Mutant(
+        "stale-hits",
+        "A replica that cannot vouch for itself answers all the same.",
+        f"{CACHE}/follower.py",
+        {"now - max(fresh_at, held.taken) > self.max_staleness": "fresh_at == float('-inf')"},
+        f"{CONTRACT}s4_a_node_cut_off_answers_for_max_staleness_then_misses_then_heals[memory]",
+    ),
+    Mutant(
+        "no-expiry-at-read",
+        "An entry lives on until somebody sweeps it away.",
+        f"{CACHE}/follower.py",
+        {"held.expires <= now + (self._offset or 0.0)": "False"},
+        f"{CONTRACT}expiry_is_checked_at_each_read[memory]",
+    ),
+    Mutant(
+        "no-callbacks",
+        "A replica vouches for itself before the callbacks of before_fresh have run.",
+        f"{CACHE}/follower.py",
+        {"not replica.vouched or (stale and not self.engine.sync_on_read)": "False"},
+        f"{CONTRACT}callbacks_run_before_a_replica_answers_for_the_first_time[memory]",
+    ),
+    Mutant(
+        "no-carry-over",
+        "An own write that was acknowledged during a resync is lost at the swap.",
+        f"{CACHE}/follower.py",
+        {"        self._apply(replica, newer)\n": ""},
+        f"{CONTRACT}an_own_write_during_a_resync_survives_the_swap[memory]",
+    ),
+    Mutant(
+        "carry-over-across-epochs",
+        "An own write of a history that has ended is carried into the next one.",
+        f"{CACHE}/follower.py",
+        {"if epoch == replica.epoch and entry.seq": "if entry.seq"},
+        f"{FOLLOWER}an_own_write_of_a_lost_history_is_not_carried_into_the_next_one",
+    ),
+    Mutant(
+        "own-writes-move-applied",
+        "An own write makes a replica jump over what others wrote before it.",
+        f"{CACHE}/follower.py",
+        {
+            "if entry.seq > replica.applied])\n": "if entry.seq > replica.applied])\n"
+            "            replica.applied = replica.top\n"
+        },
+        f"{CONTRACT}s2_own_writes_never_move_what_was_applied[memory]",
+    ),
+    Mutant(
+        "foreign-epoch-kept",
+        "A write that was answered from another history leaves the replica as it was.",
+        f"{CACHE}/follower.py",
+        {"                self._replica = Replica()  # what was held is of another history\n": ""},
+        f"{CONTRACT}a_write_answered_from_another_epoch_forces_a_pull[memory]",
+    ),
+    Mutant(
+        "bad-entries-dropped",
+        "An entry whose seal is broken is passed over, so the older value lives on.",
+        f"{CACHE}/follower.py",
+        {"if type(key) is not bytes:\n": "if value is not None or type(key) is not bytes:\n"},
+        f"{CONTRACT}in_a_key_change_without_the_first_step_the_older_value_does_not_live_on[memory]",
+    ),
+    Mutant(
+        "no-fork-hook",
+        "Nobody tells the child of a fork that it is one.",
+        f"{CACHE}/follower.py",
+        {"os.register_at_fork(after_in_child=_after_fork_in_child)\n": ""},
+        f"{FOLLOWER}a_child_starts_warm_trusts_nothing_and_the_parent_goes_on[MemoryEngine]",
+    ),
+    Mutant(
+        "no-pid-check",
+        "A read does not notice a fork that Python was not told of.",
+        f"{CACHE}/follower.py",
+        {
+            "        if self._pid != os.getpid():\n            self._enter()\n"
+            "        replica = self._replica\n"
+            "        if self.engine.sync_on_read:\n": "        replica = self._replica\n"
+            "        if self.engine.sync_on_read:\n"
+        },
+        f"{FOLLOWER}a_fork_that_ran_no_hooks_is_noticed_whatever_is_called_first[get]",
+    ),
+    Mutant(
+        "repeated-writes",
+        "A write whose answer was lost is sent once more.",
+        f"{CACHE}/follower.py",
+        {
+            "        written = self.engine.write(changes, condition)\n": "        try:\n"
+            "            written = self.engine.write(changes, condition)\n"
+            "        except CacheError:\n"
+            "            written = self.engine.write(changes, condition)\n"
+        },
+        f"{CONTRACT}s1_a_write_of_unknown_outcome_is_said_to_be_so_and_not_repeated[memory]",
+    ),
+    Mutant(
+        "old-fills",
+        "A fill is held though the replica was begun anew since its mark was taken.",
+        f"{CACHE}/follower.py",
+        {"                mark.generation != replica.generation\n                or ": " " * 16},
+        f"{CONTRACT}a_fill_is_refused_if_its_mark_is_from_before_a_swap[memory]",
+    ),
+    Mutant(
+        "fills-for-ever",
+        "A fill answers until it expires, however stale the replica is.",
+        f"{CACHE}/follower.py",
+        {"now - max(fresh_at, held.taken) >": "held.taken < 0 and now - fresh_at >"},
+        f"{CONTRACT}a_fill_answers_for_max_staleness_while_the_engine_is_out_of_reach[memory]",
+    ),
+    Mutant(
+        "no-sequence-comparison",
+        "What is applied last is held, not what was written last.",
+        f"{CACHE}/replica.py",
+        {"if seq < old_seq or again:": "if again:"},
+        "tests/cache/test_replica.py::test_in_whatever_order_versions_come_the_latest_is_held",
+    ),
+    Mutant(
+        "no-revisions-in-replicas",
+        "A publication that somebody replays into the engine is held again.",
+        f"{CACHE}/replica.py",
+        {"elif revision and revision < old_revision:": "elif False:"},
+        f"{CONTRACT}a_replayed_publication_loses_on_every_node_that_saw_a_newer_one[memory]",
+    ),
+    Mutant(
+        "fill-without-revision",
+        "A fill replaces what was published at the same revision.",
+        f"{CACHE}/replica.py",
+        {
+            "            or held.revision > revision\n"
+            "            or (held.revision == revision and not held.absent)\n": ""
+        },
+        f"{CONTRACT}a_fill_is_refused_if_its_revision_is_not_greater[memory-2]",
+    ),
+    Mutant(
+        "markers-culled",
+        "Making room throws away the markers of revocations too.",
+        f"{CACHE}/replica.py",
+        {
+            "                if not held[_HEADER.size - 1]:\n                    yield key\n": ""
+            "                yield key\n"
+        },
+        f"{CONTRACT}each_node_culls_by_itself_and_markers_stay[memory]",
+    ),
+    # The backend and the seal ----------------------------------------------------------------
+    Mutant(
+        "publish-without-revision",
+        "The publication that comes last wins, however old it is.",
+        f"{CACHE}/backend.py",
+        {"Condition(newer=True, epoch=": "Condition(epoch="},
+        f"{CONTRACT}a_late_publication_loses[memory]",
+    ),
+    Mutant(
+        "publish-without-mark",
+        "A live record of before an emptying is published after it.",
+        f"{CACHE}/backend.py",
+        {"epoch=None if mark is None else mark.epoch": "epoch=None"},
+        f"{CONTRACT}a_live_record_with_an_old_mark_is_refused_in_a_new_epoch[memory]",
+    ),
+    Mutant(
+        "no-authentication",
+        "Whoever can write to the engine makes entries that replicas hold.",
+        f"{CACHE}/codec.py",
+        {"if hmac.compare_digest(mac, outer.digest()):": "if mac:"},
+        f"{CONTRACT}what_no_key_of_ours_sealed_is_an_absence_at_its_number[memory-a bit flipped]",
+    ),
+    Mutant(
+        "key-not-sealed",
+        "A sealed entry is good for any other key too.",
+        f"{CACHE}/codec.py",
+        {
+            "is None else expires\n        message = _bind(_FORMAT, flags, revision, until, "
+            "len(key)) + key + payload\n": "is None else expires\n"
+            "        message = _bind(_FORMAT, flags, revision, until, 0) + payload\n",
+            "        try:\n            message = _bind(_FORMAT, flags, revision, until, "
+            "len(key)) + key + payload\n": "        try:\n"
+            "            message = _bind(_FORMAT, flags, revision, until, 0) + payload\n",
+        },
+        f"{CONTRACT}an_entry_moved_prolonged_or_of_another_revision_is_refused[memory]",
+    ),
+    # The engines -----------------------------------------------------------------------------
+    Mutant(
+        "bigserial",
+        "Numbers come from a sequence without a lock, so not in the order of commit.",
+        f"{CACHE}/engines/postgresql.py",
+        {
+            "    seq bigint NOT NULL PRIMARY KEY,\n": "    seq bigserial PRIMARY KEY,\n",
+            "    PERFORM pg_advisory_xact_lock({lock}, '{meta}'::regclass::oid::int);\n": "",
+            "    SELECT greatest(found_floor, max(e.seq)) INTO head FROM {entries} e;\n": ""
+            "    head := nextval(pg_get_serial_sequence('{entries}', 'seq')) - 1;\n",
+        },
+        f"{POSTGRESQL}a_commit_held_open_cannot_be_passed_by_a_later_one",
+    ),
+    Mutant(
+        "no-tombstone",
+        "Deleting a key that is not there leaves nothing behind.",
+        f"{CACHE}/engines/postgresql.py",
+        {
+            "            WHERE c.key IS NOT NULL\n": "            WHERE c.key IS NOT NULL AND "
+            "(c.value IS NOT NULL OR EXISTS\n"
+            "                (SELECT 1 FROM {entries} o WHERE sha256(o.key) = sha256(c.key)))\n"
+        },
+        f"{ENGINES}deleting_an_absent_key_leaves_a_tombstone_too[postgresql]",
+    ),
+    Mutant(
+        "expired-revisions-forgotten",
+        "A publication is compared with live versions alone.",
+        f"{CACHE}/engines/postgresql.py",
+        {"if_newer AND old_seq IS NOT NULL AND": "if_newer AND held = 1 AND"},
+        f"{ENGINES}newer_compares_with_expired_versions_too[postgresql]",
+    ),
+    Mutant(
+        "adds-all-win",
+        "The engine stores what is added though the key is held.",
+        f"{CACHE}/engines/postgresql.py",
+        {"            AND NOT (if_absent AND held = 1)\n": ""},
+        f"{ENGINES}absent_refuses_what_is_held_and_shows_it[postgresql]",
+    ),
+    Mutant(
+        "lost-answers-denied",
+        "A write whose answer was lost is said not to have happened.",
+        f"{CACHE}/engines/postgresql.py",
+        {"            if writes and error.sent:\n": "            if False:\n"},
+        f"{POSTGRESQL}a_frozen_backend_holds_up_nobody_else",
+    ),
+    Mutant(
+        "no-deadline",
+        "A server that has fallen silent is waited for far beyond the deadline.",
+        f"{CACHE}/engines/postgresql.py",
+        {
+            "                    if not _poll([libpq.socket], select.POLLIN, until):\n": ""
+            "                    if not _poll([libpq.socket], select.POLLIN, until + 5):\n"
+        },
+        f"{POSTGRESQL}every_call_ends_in_time_when_the_server_falls_silent[black hole]",
+    ),
+    Mutant(
+        "server-ignored",
+        "A promoted standby or a restored table is written to as if nothing had been lost.",
+        f"{CACHE}/engines/postgresql.py",
+        {"IF empty OR found_server <> here THEN": "IF empty THEN"},
+        f"{POSTGRESQL}a_write_to_a_changed_server_is_never_of_the_old_epoch",
+    ),
+    Mutant(
+        "identity-ignored",
+        "A replica that took over for a dead master goes on with the numbers of that one.",
+        f"{CACHE}/engines/redis.py",
+        {"if state[4] ~= identity or not (epoch": "if not (epoch"},
+        f"{REDIS}the_first_write_after_a_failover_cannot_land_in_the_old_epoch",
+    ),
+    Mutant(
+        "replicas-asked",
+        "A replica answers in place of the master.",
+        f"{CACHE}/engines/redis.py",
+        {"if not string.find(replication, '\\\\nrole:master', 1, true)": "if false"},
+        f"{REDIS}not_even_a_replica_that_takes_writes_is_asked",
+    ),
+    Mutant(
+        "min-replicas-ignored",
+        "A write is acknowledged though fewer replicas have it than were asked for.",
+        f"{CACHE}/engines/redis.py",
+        {"        if reached < self._min_replicas:\n": "        if False:\n"},
+        f"{REDIS}more_replicas_than_there_are_never_confirm",
+    ),
+    Mutant(
+        "tombstones-not-replicated",
+        "Deletions are kept by the engine and told to nobody.",
+        f"{CACHE}/engines/sqlite.py",
+        {'"WHERE seq > ? ORDER BY': '"WHERE seq > ? AND value IS NOT NULL ORDER BY'},
+        f"{CONTRACT}s2_a_deletion_reaches_the_other_nodes[sqlite]",
+    ),
+    Mutant(
+        "floor-raised-late",
+        "A purge raises the floor some time after what it forgot is gone.",
+        f"{CACHE}/engines/sqlite.py",
+        {
+            '                connection.execute("UPDATE meta SET floor = max(floor, ?)", '
+            "max(dead))\n": "                pass\n"
+            "        time.sleep(0.3)\n"
+            "        with self._transaction() as connection:\n"
+            "            if dead:\n"
+            '                connection.execute("UPDATE meta SET floor = max(floor, ?)", '
+            "max(dead))\n"
+        },
+        f"{ENGINES}no_page_shows_a_purge_without_its_floor[sqlite]",
+    ),
+]
+
+
+@contextlib.contextmanager
+def _copy() -> Iterator[Path]:
+    """A copy of the project, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="accesspass-mutant-") as folder:
+        tree = Path(folder)
+        for name in _COPIED:
+            if (ROOT / name).is_dir():
+                no_bytecode = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, tree / name, ignore=no_bytecode)
+            else:
+                shutil.copy(ROOT / name, tree)
+        yield tree
+
+
+class _Ran(NamedTuple):
+    """A run of pytest: exit status, its report on each test, and what it printed."""
+
+    status: int
+    cases: Sequence[ElementTree.Element]
+    said: str
+
+
+def _pytest(tree: Path, *arguments: str) -> _Ran:
+    report = tree / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    # What an outer pytest has set is not for this one.
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }
+    with subprocess.Popen(
+        [*command, f"--basetemp={tree / 'tmp'}", f"--junitxml={report}"],
+        cwd=tree,
+        env={**inherited, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # so that the servers it has started end too
+            said, _ = process.communicate()
+    cases = ElementTree.parse(report).findall(".//testcase") if report.exists() else []  # noqa: S314
+    return _Ran(process.returncode, cases, said)
+
+
+def _passed(case: ElementTree.Element) -> bool:
+    return len(case) == 0  # not failed, not skipped
+
+
+def collected(tests: Sequence[str]) -> list[str]:
+    """Return the node ids that pytest finds for those given, and selects without being asked."""
+    with _copy() as tree:
+        said = _pytest(tree, "--collect-only", "-n", "0", *tests).said
+    return [line for line in said.splitlines() if line.startswith("tests/") and "::" in line]
+
+
+def judge(mutant: Mutant) -> Verdict:
+    """Make a mutant and run its test.
+
+    It is killed if the test fails by a claim of its own. An error while the code is imported or a
+    server started, another exception, a hang or a skip is no verdict.
+
+    Raises:
+        Moved: the code is no longer what it replaces.
+    """
+    began = time.monotonic()
+    broken = mutant.broken()
+    with _copy() as tree:
+        (tree / mutant.file).write_text(broken, encoding="utf-8")
+        status, cases, said = _pytest(tree, "-n", "0", mutant.test)
+    word = "no verdict"
+    if len(cases) == 1:
+        failure = cases[0].find("failure")
+        if status == 0 and _passed(cases[0]):
+            word = "SURVIVED"
+        elif failure is not None and _claim(failure.get("message", "")):
+            word = "killed"
+    return Verdict(word, time.monotonic() - began, said[-3000:])
+
+
+def run(mutants: Sequence[Mutant]) -> int:
+    """Judge mutants, printing a table; returns how many are not killed.
+
+    Raises:
+        Moved: the code is no longer what a mutant replaces.
+        SystemExit: a named test does not pass in the unbroken code.
+    """
+    for mutant in mutants:
+        mutant.broken()
+    began = time.monotonic()
+    tests = sorted({mutant.test for mutant in mutants})
+    with _copy() as tree:
+        status, cases, said = _pytest(tree, "-n", str(_AT_A_TIME), *tests)
+    passed = sum(map(_passed, cases))
+    if status or passed != len(tests):
+        raise SystemExit(f"{said}\n{passed} of {len(tests)} tests pass while nothing is broken")
+    print(f"Nothing broken: {passed} tests pass, {time.monotonic() - began:.1f} s", flush=True)
+    alive = []
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for mutant, verdict in zip(mutants, pool.map(judge, mutants), strict=True):
+            test = mutant.test.removeprefix("tests/")
+            print(
+                f"{mutant.name:27} {verdict.word:10} {verdict.seconds:5.1f} s  {test}", flush=True
+            )
+            if not verdict.killed:
+                alive.append((mutant, verdict))
+    for mutant, verdict in alive:
+        print(f"\n{mutant.name}: {mutant.breaks} {verdict.word}:\n{verdict.said}")
+    killed = len(mutants) - len(alive)
+    print(f"{killed} of {len(mutants)} mutants killed, {time.monotonic() - began:.1f} s")
+    return len(alive)
+
+
+def main() -> int:
+    names = {mutant.name: mutant for mutant in MUTANTS}
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of one mutant; all by default")
+    chosen = parser.parse_args().names
+    for name in chosen:
+        if name not in names:
+            parser.error(f"no mutant {name!r}; there are {', '.join(names)}")
+    try:
+        return min(1, run([names[name] for name in chosen] or MUTANTS))
+    except Moved as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
