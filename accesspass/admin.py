@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from accesspass import sessions
+from accesspass import accounts, sessions
 from accesspass.models import Account, Identifier, Session, User
 
 if TYPE_CHECKING:
@@ -29,20 +30,33 @@ class _IdentifierInline(admin.TabularInline):  # type: ignore[type-arg]
         return False
 
 
+class _AccountForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean_claims(self) -> Any:
+        claims = self.cleaned_data["claims"] or {}
+        if not isinstance(claims, dict):
+            raise forms.ValidationError(_("This must be a JSON object."))
+        if problem := accounts.json_problem(claims):
+            raise forms.ValidationError(problem)
+        return claims
+
+
 @admin.register(Account)
 class AccountAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("user", "confirmed_at", "login_count")
     list_select_related = ("user",)
     fields = ("user", "confirmed_at", "confirmed_email", "login_count", "claims", "meta")
     readonly_fields = ("user", "confirmed_at", "confirmed_email", "login_count", "meta")
+    form = _AccountForm
     inlines = (_IdentifierInline,)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
     def save_model(self, request: HttpRequest, obj: Account, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        sessions.sync(obj.user)
+        # What was changed and no more: the other columns may have moved since the page was made.
+        if form.changed_data:
+            obj.save(update_fields=form.changed_data)
+            sessions.sync(obj.user)
 
 
 @admin.register(Session)

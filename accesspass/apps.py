@@ -20,14 +20,14 @@ class AccessPassConfig(AppConfig):
         from django.core.checks import register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, sessions
+        from accesspass import accounts, checks, receivers
 
         user = get_user_model()
         for signal, receiver in (
-            (pre_save, sessions.user_saving),
-            (post_save, sessions.user_saved),
+            (pre_save, receivers.user_saving),
+            (post_save, receivers.user_saved),
             (post_save, accounts.sync_aliases),
-            (pre_delete, sessions.user_deleting),
+            (pre_delete, receivers.user_deleting),
         ):
             # A proxy or child of the user model sends its own class, and is a user all the same.
             for model in apps.get_models():

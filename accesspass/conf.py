@@ -17,9 +17,12 @@ from django.utils.module_loading import import_string
 if TYPE_CHECKING:
     from accesspass.hooks import Hooks
 
-__all__ = ["NOT_YET", "Conf", "Option", "conf"]
+__all__ = ["NOT_YET", "TEN_YEARS", "Conf", "Option", "conf"]
 
 T = TypeVar("T")
+
+# Longer than any session, and no datetime overflows.
+TEN_YEARS = 3_650 * 86_400
 
 # Names that are reserved for what this version cannot do. Setting one is an error that says so,
 # because an option that is accepted and then ignored would be worse.
@@ -166,14 +169,17 @@ class Conf:
     """How long an access token is good for. A refresh gives a new one."""
 
     REFRESH_TOKEN_LIFETIME = Option["float | None"](
-        None, _optional(_duration(1)), read=_seconds_or_none
+        None, _optional(_duration(1, TEN_YEARS)), read=_seconds_or_none
     )
     """How long a session lives at most, counted from the login; None is for ever."""
 
     SESSION_IDLE_LIFETIME = Option["float | None"](
-        None, _optional(_duration(1)), read=_seconds_or_none
+        None, _optional(_duration(1, TEN_YEARS)), read=_seconds_or_none
     )
     """A session that was not refreshed for this long cannot be refreshed any more."""
+
+    SESSION_RETENTION = Option[float](30 * 86_400, _duration(2 * 86_400, TEN_YEARS), read=_seconds)
+    """How long the row of a session that has ended is kept, to be looked at."""
 
     REFRESH_GRACE = Option[float](10, _duration(0, 60), read=_seconds)
     """How long after a rotation the old refresh token still gets the same new pair."""
@@ -181,7 +187,7 @@ class Conf:
     SESSIONS_PER_USER = Option[int](50, _whole_number(1))
     """Live sessions of one user; one more login revokes the oldest."""
 
-    SWEEP_INTERVAL = Option[float](60, _duration(1), read=_seconds)
+    SWEEP_INTERVAL = Option[float](60, _duration(1, 86_400), read=_seconds)
     """How often user rows changed behind the ORM's back are looked for."""
 
     TOKEN_PREFIX = Option[str]("ap", _token_prefix)

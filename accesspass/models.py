@@ -6,6 +6,7 @@ The rows are the truth; what the cache holds is made from them.
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -13,8 +14,8 @@ from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.db import IntegrityError, models, router, transaction
-from django.db.models.functions import Lower
-from django.utils import timezone
+from django.db.models.functions import Lower, Now
+from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
 from accesspass.conf import conf
@@ -23,7 +24,16 @@ from accesspass.identifiers import MAX_LENGTH, canonical, is_plain_text
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Account", "Identifier", "Session", "User", "aliases", "email_of", "new_user_id"]
+__all__ = [
+    "Account",
+    "Identifier",
+    "Lease",
+    "Session",
+    "User",
+    "aliases",
+    "email_of",
+    "new_user_id",
+]
 
 _ID_ATTEMPTS = 5
 
@@ -89,7 +99,7 @@ class User(AbstractBaseUser, PermissionsMixin):
     is_staff = models.BooleanField(
         _("staff"), default=False, help_text=_("Whether the user can log in to the admin site.")
     )
-    date_joined = models.DateTimeField(_("date joined"), default=timezone.now)
+    date_joined = models.DateTimeField(_("date joined"), default=now)
 
     objects: ClassVar[UserManager] = UserManager()
 
@@ -226,9 +236,11 @@ class Account(models.Model):
     def sync_aliases(self, user: AbstractBaseUser) -> None:
         """Give up the aliases that the user has no more, and take those that are new and free."""
         wanted = aliases(user)
-        held = set(self.identifiers.values_list("value", flat=True))
+        # Where the account was read: a router may send a related manager to a replica.
+        identifiers = Identifier.objects.using(self._state.db).filter(account=self)
+        held = set(identifiers.values_list("value", flat=True))
         if stale := held.difference(wanted):
-            self.identifiers.filter(value__in=stale).delete()
+            identifiers.filter(value__in=stale).delete()
         if new := [name for name in wanted if name not in held]:
             self.claim_aliases(new)
 
@@ -281,7 +293,9 @@ class Session(models.Model):
     auth_hash = models.CharField(max_length=128, blank=True, default="")
     revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
     revoked_reason = models.CharField(_("reason"), max_length=32, blank=True, default="")
-    revocation_pending = models.BooleanField(default=False)
+    # Whether `revision` stands for something that every node must hear of (a revocation, another
+    # state of the user) and that the engine has not acknowledged yet.
+    publication_pending = models.BooleanField(default=False)
     ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
     user_agent = models.CharField(_("user agent"), max_length=300, blank=True, default="")
 
@@ -291,11 +305,46 @@ class Session(models.Model):
         indexes = [
             models.Index(fields=["user", "revoked_at"], name="accesspass_session_user"),
             models.Index(
-                fields=["revocation_pending"],
-                condition=models.Q(revocation_pending=True),
+                fields=["publication_pending"],
+                condition=models.Q(publication_pending=True),
                 name="accesspass_session_pending",
             ),
         ]
 
     def __str__(self) -> str:
         return f"session {self.id}"
+
+
+class LeaseManager(models.Manager["Lease"]):
+    def take(self, name: str, seconds: float, holder: str = "") -> bool:
+        """Take a lease, by one conditional UPDATE. Returns whether it is the caller's now.
+
+        Nobody else gets it for `seconds`, nor does the caller, unless it names itself by `holder`
+        (at most 64 characters) and so prolongs what it has. The clock is the database's.
+        """
+        leases = self.using(router.db_for_write(self.model))
+        is_free = models.Q(until__lte=Now())
+        if holder:
+            is_free |= models.Q(holder=holder)
+        for _attempt in range(2):
+            until = Now() + timedelta(seconds=seconds)
+            if leases.filter(is_free, name=name).update(until=until, holder=holder):
+                return True
+            if leases.filter(name=name).exists():
+                return False
+            # The first time ever: one that is over already, so that the UPDATE has its one winner.
+            leases.bulk_create([self.model(name=name, until=Now())], ignore_conflicts=True)
+        return False
+
+
+class Lease(models.Model):
+    """Who does a recurring job, and until when nobody else does."""
+
+    name = models.CharField(primary_key=True, max_length=32)
+    holder = models.CharField(max_length=64, blank=True, default="")
+    until = models.DateTimeField()
+
+    objects: ClassVar[LeaseManager] = LeaseManager()
+
+    def __str__(self) -> str:
+        return self.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
@@ -38,8 +39,9 @@ class IsEmailConfirmed(BasePermission):
 class HasClaim(OperationHolderMixin, BasePermission):
     """Lets in whose session has every one of these claims: `HasClaim(role="admin")`.
 
-    A list, tuple or set as value means any of its members. A claim is compared with its type:
-    True is not 1. To be written as an instance in `permission_classes`; `&`, `|` and `~` work.
+    A list, tuple or set as value means any of its members, and a member of an Enum, as of Django's
+    TextChoices, its value. A claim is compared with its type: True is not 1. To be written as an
+    instance in `permission_classes`; `&`, `|` and `~` work.
     """
 
     code = "permission_denied"
@@ -52,7 +54,9 @@ class HasClaim(OperationHolderMixin, BasePermission):
         if not claims:
             raise TypeError("HasClaim needs a claim, as in HasClaim(role='admin')")
         self.claims = {
-            name: tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+            name: tuple(map(_plain, value))
+            if isinstance(value, (list, tuple, set, frozenset))
+            else (_plain(value),)
             for name, value in claims.items()
         }
 
@@ -72,6 +76,10 @@ class HasClaim(OperationHolderMixin, BasePermission):
     def has_object_permission(self, request: Request, view: APIView, obj: Any) -> bool:
         # `~` turns this around by itself, so the inherited True would refuse everybody.
         return self.has_permission(request, view)
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, Enum) else value
 
 
 def _same(claim: object, value: object) -> bool:

@@ -32,10 +32,16 @@ __all__ = [
     "DEAD",
     "RecordCache",
     "SessionRecord",
+    "account_of",
     "auth_hash",
+    "auth_hashes",
     "build",
+    "ends_at",
     "fingerprint",
-    "is_published",
+    "fingerprints",
+    "is_behind",
+    "is_readable",
+    "is_undone_by_sync",
     "key",
     "open_cache",
     "read",
@@ -94,6 +100,8 @@ class RecordCache(Protocol):
     @property
     def CacheError(self) -> type[Exception]: ...
     @property
+    def ValueRefused(self) -> type[Exception]: ...
+    @property
     def max_staleness(self) -> float: ...
 
     def get(self, key: str) -> Any: ...
@@ -128,6 +136,9 @@ class _PlainCache:
 
     class CacheError(Exception):
         """The cache failed, in whatever way."""
+
+    class ValueRefused(CacheError):
+        """Never raised: such a cache does not say which of its errors are of this kind."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
@@ -225,7 +236,7 @@ def _layout(model: Any, extra: tuple[str, ...]) -> _Layout:
 def build(session: Session, user: AbstractBaseUser) -> list[Any]:
     """Return what is put into the cache for a live session: plain types only."""
     layout = _layout(type(user), conf.USER_FIELDS)
-    account = _account_of(user)
+    account = account_of(user)
     return [
         _FORMAT,
         [[bytes.fromhex(digest), expires] for digest, expires in session.access_tokens],
@@ -234,27 +245,37 @@ def build(session: Session, user: AbstractBaseUser) -> list[Any]:
         conf.hooks().claims(user, account, session.claims),
         account.meta,
         account.is_confirmed(user),
-        None if session.expires_at is None else session.expires_at.timestamp(),
+        ends_at(session),
     ]
 
 
-def _account_of(user: AbstractBaseUser) -> Account:
+def ends_at(session: Any) -> float | None:
+    """Return when a selected session ends, in Unix seconds of the cache's clock; None for never.
+
+    Reckoned from the database's clock at the selection, ``session.clock``: the two clocks may
+    differ, and without USE_TZ what the database says may be in any time zone.
+    """
+    if session.expires_at is None:
+        return None
+    left: float = (session.expires_at - session.clock).total_seconds()
+    return open_cache().now() + left
+
+
+def account_of(user: AbstractBaseUser) -> Account:
     """Return the account that was selected with the user, an empty one if there is none."""
     return getattr(user, "accesspass_account", None) or Account(user_id=user.pk)
 
 
 def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, SessionRecord] | None:
     """Return the user and session if the token is on record and good, else None."""
-    if type(record) is not list or record[0] != _FORMAT:
+    if not is_readable(record):
         return None
-    _, tokens, label, values, claims, meta, email_confirmed, expires_at = record
+    _, tokens, _, values, claims, meta, email_confirmed, expires_at = record
     expires = next((expires for digest, expires in tokens if digest == token.digest), 0)
     if expires <= now or (expires_at is not None and expires_at <= now):
         return None
     model = get_user_model()
     layout = _layout(model, conf.USER_FIELDS)
-    if label != layout.label:
-        return None
     user: Any
     if conf.USER_FROM_RECORD:
         user = model.from_db(router.db_for_write(model), layout.names, values)
@@ -265,6 +286,14 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
         if user is None or not getattr(user, "is_active", True):
             return None
     return user, SessionRecord(token.id, claims, meta, email_confirmed, expires_at, expires)
+
+
+def is_readable(record: Any) -> bool:
+    """Whether a live record was made by a process with this release, user model and USER_FIELDS."""
+    if type(record) is not list or record[0] != _FORMAT:
+        return False
+    model: Any = get_user_model()
+    return bool(record[2] == _layout(model, conf.USER_FIELDS).label)
 
 
 def recorded_fields(model: Any) -> frozenset[str]:
@@ -278,24 +307,52 @@ def recorded_fields(model: Any) -> frozenset[str]:
 
 def fingerprint(user: AbstractBaseUser) -> str:
     """SHA-256 of everything about a user that the records of the sessions hold or depend on."""
-    layout = _layout(type(user), conf.USER_FIELDS)
-    account = _account_of(user)
+    return _fingerprint(user, auth_hash(user))
+
+
+def fingerprints(user: Any) -> list[str]:
+    """Return the fingerprint, then what it would be under each SECRET_KEY on its way out."""
+    return [_fingerprint(user, hashed) for hashed in auth_hashes(user)]
+
+
+def _fingerprint(user: Any, hashed: str) -> str:
+    model: Any = type(user)
+    layout = _layout(model, conf.USER_FIELDS)
+    account = account_of(user)
     state = [
         layout.label,
         [getattr(user, name) for name in layout.names],
         account.claims,
         account.meta,
         account.is_confirmed(user),
-        auth_hash(user),
+        hashed,
     ]
     return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def is_published(user: Any) -> bool:
-    """Whether what was published last is what a selected user's row says now."""
-    return _account_of(user).published == fingerprint(user)
+def is_behind(user: Any) -> bool:
+    """Whether what was published last is not what a selected user's row says now."""
+    account = getattr(user, "accesspass_account", None)
+    return account is not None and account.published != fingerprint(user)
+
+
+def is_undone_by_sync(user: Any) -> bool:
+    """Whether a change back from what a selected user's row says now would be seen by `sync`.
+
+    It compares with what was published last: with this very state, or with "", an unknown one.
+    """
+    account = getattr(user, "accesspass_account", None)
+    if account is None:
+        return False
+    return account.published == "" or account.published in fingerprints(user)
 
 
 def auth_hash(user: Any) -> str:
     """The hash that changes with the password; "" for user models without one."""
     return user.get_session_auth_hash() if hasattr(user, "get_session_auth_hash") else ""
+
+
+def auth_hashes(user: Any) -> list[str]:
+    """The same, and those under each SECRET_KEY on its way out."""
+    fallbacks = getattr(user, "get_session_auth_fallback_hash", list)
+    return [auth_hash(user), *fallbacks()]

@@ -114,5 +114,15 @@ class RefreshSerializer(serializers.Serializer[Any]):
     refresh_token = _TextField(max_length=255, trim_whitespace=False)
 
 
+class _AnyField(serializers.Field[Any, Any, Any, Any]):
+    """Whatever was sent: what is no token is treated like one that is unknown (RFC 7009 §2.2)."""
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        return "" if data is None else super().run_validation(data)
+
+    def to_internal_value(self, data: Any) -> Any:
+        return data
+
+
 class LogoutSerializer(serializers.Serializer[Any]):
-    refresh_token = _TextField(required=False, max_length=255, trim_whitespace=False)
+    refresh_token = _AnyField(required=False)

@@ -1,4 +1,4 @@
-"""Sessions: start, authenticate, refresh, revoke, tidy. The sole author of cache keys.
+"""Sessions: start, authenticate, refresh, revoke, and keep up. The sole author of cache keys.
 
 The row is the truth; the record in the cache is a copy of what an authorised request needs. Every
 change of a row raises its ``revision``, and the copy is published under that number once the
@@ -14,19 +14,27 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
-from django.db import InterfaceError, OperationalError, connections, router, transaction
-from django.db.models import F, Q
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    router,
+    transaction,
+)
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
+from django.views.decorators.debug import sensitive_variables
 
 from accesspass import records
-from accesspass.conf import conf
+from accesspass.conf import TEN_YEARS, conf
 from accesspass.exceptions import (
     AccessPassError,
     InvalidCredentials,
@@ -50,13 +58,16 @@ __all__ = [
     "authenticate",
     "client_address",
     "join",
+    "lock_account",
     "logout",
     "publish_now",
     "purge",
     "refresh",
     "revoke",
     "revoke_all",
+    "select_user",
     "start",
+    "sweep",
     "sync",
     "tidy",
 ]
@@ -64,7 +75,10 @@ __all__ = [
 logger = logging.getLogger("accesspass.sessions")
 
 _MAX_ACCESS_TOKENS = 4
-_TIDY_LIMIT = 1_000
+_BATCH = 1_000
+# What the clocks of database and engine may differ by, when tokens are told from the time of their
+# session's last use, in seconds.
+_SWEEP_MARGIN = 60.0
 
 
 class TokenPair:
@@ -118,7 +132,7 @@ class TokenPair:
 
 def _cache() -> RecordCache:
     cache = records.open_cache()
-    cache.before_fresh(_mark_pending)
+    cache.before_fresh(_doubt_pending)
     return cache
 
 
@@ -135,42 +149,82 @@ def _marker_timeout(cache: RecordCache) -> float:
     return conf.ACCESS_TOKEN_LIFETIME + 2 * cache.max_staleness
 
 
-def _publish(cache: RecordCache, session_id: bytes, record: Any, revision: int, mark: Any) -> None:
-    """Publish a live record. If it fails the next request asks the database, and that is all."""
-    key = records.key(session_id)
-    if mark is False:
-        cache.forget(key)
-        return
+def _publish(
+    cache: RecordCache, found: Iterable[tuple[Any, Any]], mark: Any, ended: _Ended | None = None
+) -> None:
+    """Publish what rows say now, once that is committed: sessions, each with its record or DEAD.
+
+    Where a row has it as pending and the engine acknowledges, the row hears of it; else `tidy`
+    publishes it. A plain rotation is not pending: nobody need hear of it, since whoever meets the
+    new tokens asks the database.
+    """
+    reachable = acknowledged = True
+    for session, record in found:
+        done = False
+        if reachable and (mark is not False or record == records.DEAD):
+            try:
+                done = _publish_one(cache, session, record, mark)
+            except cache.CacheError as error:
+                logger.warning("session.not_published: %s: %s", session.pk, error)
+                reachable = False  # the others would wait for the same engine
+        acknowledged &= done
+        if not done:
+            if record != records.DEAD:
+                cache.forget(records.key(session.pk.bytes))
+        elif session.publication_pending:
+            _acknowledge(session)
+    if ended is not None:
+        ended.acknowledged = acknowledged
+
+
+def _publish_one(cache: RecordCache, session: Any, record: Any, mark: Any) -> bool:
+    key, timeout = records.key(session.pk.bytes), conf.ACCESS_TOKEN_LIFETIME
+    if record == records.DEAD:
+        mark, timeout = None, _marker_timeout(cache)
     try:
-        cache.publish(key, record, revision, conf.ACCESS_TOKEN_LIFETIME, mark)
-    except cache.CacheError as error:
-        cache.forget(key)
-        logger.warning("session.not_published: %s: %s", uuid.UUID(bytes=session_id), error)
+        done = cache.publish(key, record, session.revision, timeout, mark)
+    except cache.ValueRefused as error:
+        # Nothing in its place lets every node ask the database, and none go on with what it had.
+        logger.error("session.not_recorded: %s: %s", session.pk, error)
+        done = cache.publish(key, None, session.revision, timeout, mark)
+    if not done:
+        # The engine's history has ended since the mark was taken. Or the database was restored,
+        # and the engine knows of a revision that the row has not reached again.
+        logger.warning("session.not_published: %s: the engine refused it", session.pk)
+    return done
 
 
-def _mark_pending() -> None:
-    """Make this process refuse what was revoked while it, or the engine, was out of reach."""
+def _acknowledge(session: Any) -> None:
+    """Clear the flag of the very revision that the engine has acknowledged."""
+    rows = Session.objects.using(router.db_for_write(Session))
+    try:
+        rows.filter(pk=session.pk, revision=session.revision).update(publication_pending=False)
+    except DatabaseError as error:
+        # What was asked for is done. That it is published once more does no harm.
+        logger.warning("session.not_acknowledged: %s: %s", session.pk, error)
+
+
+def _doubt_pending() -> None:
+    """Make this process trust nothing that changed while it, or the engine, was out of reach."""
     database = router.db_for_write(Session)
     connection = connections[database]
     if connection.vendor == "sqlite" and connection.is_in_memory_db():  # type: ignore[attr-defined]
         return  # such a database has one process, and that one has seen it all
     cache = _cache()
     mark = cache.mark()
-    pending = Session.objects.using(database).filter(revocation_pending=True)
-    for session_id, revision in pending.values_list("pk", "revision"):
-        cache.fill(
-            records.key(session_id.bytes),
-            records.DEAD,
-            revision,
-            _marker_timeout(cache),
-            mark,
-            marker=True,
-        )
+    pending = Session.objects.using(database).filter(publication_pending=True)
+    for session_id, revision, revoked_at in pending.values_list("pk", "revision", "revoked_at"):
+        key = records.key(session_id.bytes)
+        cache.forget(key)
+        if revoked_at is not None:
+            timeout = _marker_timeout(cache)
+            cache.fill(key, records.DEAD, revision, timeout, mark, marker=True)
 
 
 # Authenticate ---------------------------------------------------------------------------------
 
 
+@sensitive_variables()
 def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """Return the user and the session that an access token stands for.
 
@@ -185,7 +239,10 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
     if token is None:
         raise InvalidToken
     cache = _cache()
-    return _from_cache(cache, token) or _from_database(cache, token)
+    try:
+        return _from_cache(cache, token) or _from_database(cache, token)
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable from error
 
 
 def join() -> None:
@@ -193,6 +250,7 @@ def join() -> None:
     _cache().get("session:")
 
 
+@sensitive_variables()
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
     token = parse(TokenType.ACCESS, access_token)
@@ -213,6 +271,8 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
         found = records.read(token, record, cache.now())
         if found is not None:
             return found
+        if not records.is_readable(record):
+            cache.forget(records.key(token.id))  # it would keep ours, of the same revision, out
     # Only what was made here, and is not over, is worth a query.
     if not token.is_authentic() or token.number <= cache.now() or _refused.holds(token.digest):
         raise InvalidToken
@@ -221,30 +281,49 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
 
 def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
     database = router.db_for_write(Session)
-    mark = _mark(cache)
-    try:
-        session = _select(database, token.id)
-    except (OperationalError, InterfaceError) as error:
-        raise Unavailable from error
-    key, revision = records.key(token.id), 0 if session is None else session.revision
     # What is read inside a transaction may be rolled back, or older than what others see.
-    may_fill = mark is not False and not connections[database].in_atomic_block
+    may_fill = not connections[database].in_atomic_block
+    mark = _mark(cache) if may_fill else False
+    session = _select(database, token.id)
+    if (
+        mark is not False
+        and session is not None
+        and _why_dead(session) is None
+        and _let_sync_see(database, session.user)
+    ):
+        mark, session = _mark(cache), _select(database, token.id)
+    key, revision = records.key(token.id), 0 if session is None else session.revision
     if session is not None and session.revoked_at is not None:
-        if may_fill:
+        if mark is not False:
             cache.fill(key, records.DEAD, revision, _marker_timeout(cache), mark, marker=True)
         raise InvalidToken
     if session is not None and _why_dead(session) is None:
-        assert session.user is not None  # noqa: S101 - _why_dead has looked
         record = records.build(session, session.user)
         found = records.read(token, record, cache.now())
         if found is not None:
-            # `sync` must see what undoes a state, so only what was published is held.
-            if may_fill and records.is_published(session.user):
+            if mark is not False and records.is_undone_by_sync(session.user):
                 _fill(cache, key, record, revision, mark)
             return found
     # A row that is missing may be a login that is not committed yet, so not for long.
     _refused.add(token.digest)
     raise InvalidToken
+
+
+def _let_sync_see(database: str, user: Any) -> bool:
+    """Make sure that `sync` sees it if what is read of a user now is undone. True: read again.
+
+    A state that was never published, because it was written behind the ORM's back or because a
+    setting changed what is recorded, may be held only once the account says that what is out there
+    is unknown. One request writes that, once for each user.
+    """
+    if records.is_undone_by_sync(user):
+        return False
+    found = records.account_of(user).published
+    accounts = Account.objects.using(database).filter(pk=user.pk, published=found)
+    try:
+        return accounts.update(published="") == 1
+    except DatabaseError:
+        return False  # this one cannot be written; the request is answered, and nothing held
 
 
 def _fill(cache: RecordCache, key: str, record: Any, revision: int, mark: Any) -> None:
@@ -255,13 +334,15 @@ def _fill(cache: RecordCache, key: str, record: Any, revision: int, mark: Any) -
 
 
 def _select(database: str, session_id: bytes) -> Any:
-    """Select a session with its user, account and the database's clock (as ``clock``)."""
+    return _selected(database).filter(pk=uuid.UUID(bytes=session_id)).first()
+
+
+def _selected(database: str) -> Any:
+    """Sessions, each with its user, account and the database's clock (as ``clock``)."""
     return (
         Session.objects.using(database)
         .select_related("user__accesspass_account")
         .annotate(clock=Now())
-        .filter(pk=uuid.UUID(bytes=session_id))
-        .first()
     )
 
 
@@ -303,6 +384,7 @@ _refused = _Refused()
 # Start ----------------------------------------------------------------------------------------
 
 
+@sensitive_variables()
 def start(
     user: AbstractBaseUser,
     *,
@@ -316,13 +398,16 @@ def start(
     Args:
         request: where the device's address and user agent are taken from.
         claims: claims of this session alone, over those of the account; plain types.
-        lifetime: seconds after which it ends, ``REFRESH_TOKEN_LIFETIME`` if None.
+        lifetime: seconds after which it ends, ``REFRESH_TOKEN_LIFETIME`` if None; for "remember
+            me", or a token for a command line.
         name: what the user calls the device, at most 100 characters.
 
     Raises:
         InvalidCredentials: the user is gone or disabled, or the password has changed since it was
             verified.
+        ValueError: the lifetime is not above 0 and at most ten years.
     """
+    ends_after = conf.REFRESH_TOKEN_LIFETIME if lifetime is None else _seconds(lifetime)
     database = router.db_for_write(Session)
     cache = _cache()
     mark = _mark(cache)
@@ -333,21 +418,20 @@ def start(
             # There is no account to lock, and `sync` sees none, until this is committed: hold the
             # user's own row, so that a change of it waits and then finds the account.
             _lock_user(database, user.pk)
-        current = _select_user(database, user.pk)
+        current = select_user(database, user.pk)
         if current is None:
             raise InvalidCredentials
         if not known:
             Account.objects.db_manager(database).for_user(current)
             accounts.update(login_count=F("login_count") + 1)
-            current = _select_user(database, user.pk)
+            current = select_user(database, user.pk)
         if current.accesspass_account.published != records.fingerprint(current):
             # The session must begin with the very state whose fingerprint is on record, or the
             # change that came after it would find nothing to do.
             current = _republish(cache, mark, database, current)
         _refuse_if_changed(user, current)
         clock: datetime = current.clock
-        ends_after = conf.REFRESH_TOKEN_LIFETIME if lifetime is None else _seconds(lifetime)
-        session = Session(
+        session: Any = Session(
             user=current,
             created_at=clock,
             last_used_at=clock,
@@ -356,6 +440,7 @@ def start(
             name=_plain(name)[:100],
             auth_hash=records.auth_hash(current),
         )
+        session.clock = clock
         if request is not None:
             session.ip = client_address(request)
             session.user_agent = _plain(request.headers.get("User-Agent", ""))[:300]
@@ -366,9 +451,7 @@ def start(
         session.save(using=database, force_insert=True)
         _enforce_limit(database, session)
         record = records.build(session, current)
-        transaction.on_commit(
-            partial(_publish, cache, session.pk.bytes, record, 1, mark), using=database
-        )
+        transaction.on_commit(partial(_publish, cache, [(session, record)], mark), using=database)
         transaction.on_commit(
             partial(
                 session_started.send,
@@ -383,7 +466,7 @@ def start(
     return _pair(cache, session, access_token, refresh_token, clock)
 
 
-def _select_user(database: str, pk: Any) -> Any:
+def select_user(database: str, pk: Any) -> Any:
     """Select a user with account and the database's clock (as ``clock``), past any manager."""
     return (
         get_user_model()
@@ -415,11 +498,10 @@ def _enforce_limit(database: str, session: Session) -> None:
         _end(database, Q(pk__in=surplus), "session_limit")
 
 
-def _access_expiry(cache: RecordCache, session: Session) -> int:
+def _access_expiry(cache: RecordCache, session: Any) -> int:
     expires = math.ceil(cache.now() + conf.ACCESS_TOKEN_LIFETIME)
-    if session.expires_at is not None:
-        expires = min(expires, int(session.expires_at.timestamp()))
-    return expires
+    ends = records.ends_at(session)
+    return expires if ends is None else min(expires, int(ends))
 
 
 def _pair(
@@ -446,7 +528,10 @@ def _has_auth_hash(session: Session, user: Any) -> bool:
 
 
 def _seconds(duration: float | timedelta) -> float:
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+    if not 0 < seconds <= TEN_YEARS:
+        raise ValueError("the lifetime of a session is above 0 and at most ten years")
+    return seconds
 
 
 def _plain(text: str) -> str:
@@ -473,8 +558,12 @@ def client_address(request: HttpRequest) -> str | None:
 # Refresh --------------------------------------------------------------------------------------
 
 
+@sensitive_variables()
 def refresh(refresh_token: object) -> TokenPair:
     """Exchange a refresh token for a new pair (rotation, RFC 9700 §4.14.2).
+
+    It costs three statements, and a fourth if the session had something pending; where the user
+    was changed behind the ORM's back, those of `sync` too.
 
     The same token within ``REFRESH_GRACE`` gets the identical pair again, for two tabs or a lost
     answer. After that, or one rotation later, it ends the session: two parties hold it.
@@ -502,6 +591,7 @@ def refresh(refresh_token: object) -> TokenPair:
     return outcome
 
 
+@sensitive_variables()
 def _rotate(
     cache: RecordCache, mark: Any, database: str, token: Token, changed: list[Any]
 ) -> TokenPair | AccessPassError:
@@ -513,7 +603,7 @@ def _rotate(
         return InvalidToken()
     digest = token.digest.hex()
     if token.number == session.generation and digest == session.refresh_digest:
-        if not records.is_published(session.user):
+        if records.is_behind(session.user):
             changed.append(session.user)
         return _successor(cache, mark, rows, session, token)
     if (
@@ -547,6 +637,7 @@ def _is_idle(session: Any) -> bool:
     return limit is not None and session.clock - session.last_used_at > timedelta(seconds=limit)
 
 
+@sensitive_variables()
 def _successor(cache: RecordCache, mark: Any, rows: Any, session: Any, token: Token) -> TokenPair:
     nonce = os.urandom(32)
     refresh_token = derive(token, nonce, TokenType.REFRESH, session.generation + 1)
@@ -567,13 +658,13 @@ def _successor(cache: RecordCache, mark: Any, rows: Any, session: Any, token: To
         # One that matched under a SECRET_KEY that is on its way out matches the new one too.
         auth_hash=records.auth_hash(session.user),
     )
+    session.revision += 1
     record = records.build(session, session.user)
-    transaction.on_commit(
-        partial(_publish, cache, token.id, record, session.revision + 1, mark), using=rows.db
-    )
+    transaction.on_commit(partial(_publish, cache, [(session, record)], mark), using=rows.db)
     return _pair(cache, session, access_token, refresh_token, session.clock)
 
 
+@sensitive_variables()
 def _same_successor(cache: RecordCache, session: Any, token: Token) -> TokenPair | None:
     """Derive the pair that the last rotation gave; its keys may have rotated meanwhile."""
     nonce = bytes.fromhex(session.nonce)
@@ -614,11 +705,12 @@ def revoke_all(
     if except_ is not None:
         which &= ~Q(pk=except_)
     with transaction.atomic(using=database):
-        _lock_account(database, user.pk)
+        lock_account(database, user.pk)
         ended = _end(database, which, reason)
     return ended.acknowledged
 
 
+@sensitive_variables()
 def logout(*, access_token: object = None, refresh_token: object = None) -> bool:
     """End the session of an access token, or of a refresh token of any generation.
 
@@ -661,16 +753,20 @@ def _end(database: str, which: Q, reason: str) -> _Ended:
     ended = _Ended()
     rows = Session.objects.using(database).filter(which)
     changed = rows.filter(revoked_at=None).update(
-        revoked_at=Now(), revoked_reason=reason, revision=F("revision") + 1, revocation_pending=True
+        revoked_at=Now(),
+        revoked_reason=reason,
+        revision=F("revision") + 1,
+        publication_pending=True,
     )
     # With those that an earlier attempt has left pending; they come last.
-    pending = rows.filter(revocation_pending=True).order_by("-revoked_at")
-    found = list(pending.only("pk", "user_id", "revision"))
+    pending = rows.filter(publication_pending=True).exclude(revoked_at=None).order_by("-revoked_at")
+    found = list(pending.only("pk", "user_id", "revision", "publication_pending"))
     cache = _cache()
     for session in found:
         # At once, so that it holds in a TestCase too, where nothing is ever committed.
         cache.forget(records.key(session.pk.bytes))
-    transaction.on_commit(partial(_publish_dead, cache, database, found, ended), using=database)
+    dead = [(session, records.DEAD) for session in found]
+    transaction.on_commit(partial(_publish, cache, dead, None, ended), using=database)
     for session in found[:changed]:
         announce = partial(
             session_revoked.send,
@@ -683,29 +779,6 @@ def _end(database: str, which: Q, reason: str) -> _Ended:
     return ended
 
 
-def _publish_dead(
-    cache: RecordCache, database: str, sessions: Iterable[Any], ended: _Ended | None = None
-) -> None:
-    """Publish that sessions are dead, and clear their mark as far as the engine acknowledges."""
-    for session in sessions:
-        try:
-            cache.publish(
-                records.key(session.pk.bytes),
-                records.DEAD,
-                session.revision,
-                _marker_timeout(cache),
-            )
-        except cache.CacheError as error:
-            # The rest would wait for the same engine; `tidy` publishes them.
-            logger.warning("session.revocation_pending: %s: %s", session.pk, error)
-            return
-        Session.objects.using(database).filter(pk=session.pk, revision=session.revision).update(
-            revocation_pending=False
-        )
-    if ended is not None:
-        ended.acknowledged = True
-
-
 def _lock_user(database: str, user_pk: Any) -> None:
     """Take the lock of the user's own row, for as long as there is no account."""
     model = get_user_model()
@@ -713,7 +786,7 @@ def _lock_user(database: str, user_pk: Any) -> None:
     model._base_manager.using(database).filter(pk=user_pk).update(**{name: F(name)})
 
 
-def _lock_account(database: str, user_pk: Any) -> None:
+def lock_account(database: str, user_pk: Any) -> None:
     """Take the user's lock: whoever locks both takes the account before the sessions."""
     Account.objects.using(database).filter(pk=user_pk).update(login_count=F("login_count"))
 
@@ -731,154 +804,184 @@ def sync(user: AbstractBaseUser, rehashed: Sequence[str] = ()) -> None:
     claims and confirmation are published anew.
     """
     database = router.db_for_write(Session)
-    current = _select_user(database, user.pk)
-    if current is None or not hasattr(current, "accesspass_account"):
-        return  # gone, and pre_delete has ended the sessions; or never logged in
+    current = select_user(database, user.pk)
+    if current is None:
+        _end_orphans(database)
+        return
+    if not hasattr(current, "accesspass_account"):
+        return  # never logged in
     cache = _cache()
     mark = _mark(cache)
     with transaction.atomic(using=database):
         if rehashed:
-            _lock_account(database, user.pk)
+            lock_account(database, user.pk)
             sessions = Session.objects.using(database).filter(user=user.pk)
             sessions.filter(auth_hash__in=rehashed).update(auth_hash=records.auth_hash(user))
         _republish(cache, mark, database, current)
 
 
 def _republish(cache: RecordCache, mark: Any, database: str, user: Any) -> Any:
-    fingerprint = records.fingerprint(user)
+    fingerprint, *older = records.fingerprints(user)
     accounts = Account.objects.using(database).filter(pk=user.pk)
+    if older and accounts.filter(published__in=older).update(published=fingerprint):
+        return user  # the same state, under a SECRET_KEY that is on its way out
     if not accounts.exclude(published=fingerprint).update(published=fingerprint):
         return user
     live = Session.objects.using(database).filter(user=user.pk, revoked_at=None)
-    live.update(revision=F("revision") + 1)
+    live.update(revision=F("revision") + 1, publication_pending=True)
     # Read again now that the lock is held: another change may have come first.
-    user = _select_user(database, user.pk)
+    user = select_user(database, user.pk)
     if (again := records.fingerprint(user)) != fingerprint:
         accounts.update(published=again)
     if not getattr(user, "is_active", True):
         _end(database, Q(user=user.pk), "user_disabled")
         return user
-    outdated = []
-    for session in live:
+    found, outdated = [], []
+    for session in live.annotate(clock=Now()):
         if not _has_auth_hash(session, user):
             outdated.append(session.pk)
             continue
         cache.forget(records.key(session.pk.bytes))
-        transaction.on_commit(
-            partial(
-                _publish,
-                cache,
-                session.pk.bytes,
-                records.build(session, user),
-                session.revision,
-                mark,
-            ),
-            using=database,
-        )
+        found.append((session, records.build(session, user)))
+    if found:
+        transaction.on_commit(partial(_publish, cache, found, mark), using=database)
     if outdated:
         _end(database, Q(pk__in=outdated), "password_changed")
     return user
 
 
-def user_saving(instance: Any, update_fields: Sequence[str] | None = None, **_: Any) -> None:
-    """``pre_save`` of the user model.
-
-    A ``request.user`` that was built from a record may be seconds old: saving it must not write
-    back privileges that were taken away meanwhile, so what the view has not changed is reloaded.
-    """
-    if not isinstance(instance, get_user_model()):
-        return
-    if instance._state.adding:
-        return
-    concerned = records.recorded_fields(get_user_model())
-    database = router.db_for_write(Session)
-    if connections[database].in_atomic_block and (
-        update_fields is None or not concerned.isdisjoint(update_fields)
-    ):
-        # Inside a transaction the user's row would stay locked before the account's.
-        _lock_account(database, instance.pk)
-    if _is_rehash(instance, update_fields):
-        instance.__dict__["_accesspass_old_hashes"] = _old_auth_hashes(instance)
-    if "_accesspass_recorded" not in instance.__dict__:
-        return
-    names, values = instance.__dict__["_accesspass_recorded"]
-    written = set(names if update_fields is None else update_fields)
-    written -= {field.attname for field in instance._meta.concrete_fields if field.primary_key}
-    unchanged = [
-        name
-        for name, value in zip(names, values, strict=True)
-        if name in written and getattr(instance, name) == value
-    ]
-    if unchanged:
-        fresh = type(instance)._base_manager.using(instance._state.db)
-        row = fresh.filter(pk=instance.pk).values(*unchanged).first()
-        for name, value in (row or {}).items():
-            setattr(instance, name, value)
-    # It may be saved again.
-    instance.__dict__["_accesspass_recorded"] = (
-        names,
-        [getattr(instance, x) if x in written else v for x, v in zip(names, values, strict=True)],
-    )
-
-
-def user_saved(
-    instance: Any, created: bool, update_fields: Sequence[str] | None = None, **_: Any
-) -> None:
-    """``post_save`` of the user model: what has changed bites at once."""
-    if created or not isinstance(instance, get_user_model()):
-        return
-    recorded = records.recorded_fields(type(instance))
-    if update_fields is not None and recorded.isdisjoint(update_fields):
-        return
-    sync(instance, instance.__dict__.pop("_accesspass_old_hashes", ()))
-
-
-def user_deleting(instance: Any, **_: Any) -> None:
-    """``pre_delete`` of the user model: revoke first, the account's lock before the sessions'.
-
-    The collector's own order is the reverse and would meet a refresh head on.
-    """
-    if isinstance(instance, get_user_model()):
-        revoke_all(instance, reason="user_deleted")
-
-
-def _is_rehash(user: Any, update_fields: Sequence[str] | None) -> bool:
-    # Django's upgrade of an outdated hash sets _password to None on the instance before saving.
-    return (
-        update_fields is not None
-        and set(update_fields) == {"password"}
-        and user.__dict__.get("_password", "") is None
-    )
-
-
-def _old_auth_hashes(user: Any) -> list[str]:
-    current = _select_user(router.db_for_write(Session), user.pk)
-    if current is None:
-        return []
-    return [records.auth_hash(current), *getattr(current, "get_session_auth_fallback_hash", list)()]
+def _end_orphans(database: str) -> None:
+    """End the sessions of users whom SQL has deleted: they have no user any more."""
+    with transaction.atomic(using=database):
+        _end(database, Q(user=None, revoked_at=None), "user_deleted")
 
 
 # Housekeeping ---------------------------------------------------------------------------------
 
 
 def tidy() -> int:
-    """Publish revocations that the engine has not acknowledged yet. Returns how many there were.
+    """Publish what the engine has not acknowledged yet. Returns how much that was.
 
     Every serving process does it every few seconds; it is one look into a partial index.
     """
     database = router.db_for_write(Session)
-    pending = Session.objects.using(database).filter(revocation_pending=True)
-    found = list(pending.only("pk", "revision")[:_TIDY_LIMIT])
-    if found:
-        _publish_dead(_cache(), database, found)
-    return len(found)
+    pending = Session.objects.using(database).filter(publication_pending=True)
+    ids = list(pending.values_list("pk", flat=True)[:_BATCH])
+    if not ids:
+        return 0
+    cache = _cache()
+    mark = _mark(cache)
+    found = []
+    for session in _selected(database).filter(pk__in=ids, publication_pending=True):
+        try:
+            if (record := _current_record(session)) is not None:
+                found.append((session, record))
+        except Exception:  # a hook of the project's: the others are published all the same
+            logger.exception("session.not_recorded: %s", session.pk)
+    _publish(cache, found, mark)
+    return len(ids)
 
 
-def purge() -> None:
-    """Forget what the grace of refresh tokens needed: after it nobody may derive a pair again."""
+def _current_record(session: Any) -> Any:
+    """Return what is to be published of a selected session; None if it was seen to otherwise."""
+    why = _why_dead(session)
+    if why in ("revoked", "expired"):
+        return records.DEAD
+    if session.user is not None and records.is_behind(session.user):
+        sync(session.user)  # publishes all of the user's sessions
+        return None
+    if why is not None:
+        revoke(session.pk, reason=why)
+        return None
+    return records.build(session, session.user)
+
+
+def sweep() -> int:
+    """Find users whose rows were changed behind the ORM's back, and `sync` them.
+
+    Compared with what was published last are the users whose access tokens may be good still: at
+    a refresh the database decides anyway. Returns how many had changed.
+    """
     database = router.db_for_write(Session)
+    _end_orphans(database)
+    since = Now() - timedelta(seconds=conf.ACCESS_TOKEN_LIFETIME + _SWEEP_MARGIN)
+    used = Session.objects.filter(user=OuterRef("pk"), revoked_at=None, last_used_at__gt=since)
+    users = (
+        get_user_model()
+        ._base_manager.using(database)
+        .select_related("accesspass_account")
+        .filter(Exists(used), accesspass_account__isnull=False)
+    )
+    changed = 0
+    for user in _batches(users):
+        if records.is_behind(user):
+            try:
+                sync(user)
+                changed += 1
+            except Exception:  # as in tidy
+                logger.exception("session.not_synced: user %s", user.pk)
+    return changed
+
+
+def purge() -> int:
+    """Forget what is of no use any more. Returns how many sessions were deleted.
+
+    The nonces of refresh tokens whose grace is over: after it nobody may derive a pair again. And
+    the rows of sessions that ended ``SESSION_RETENTION`` ago.
+    """
+    database = router.db_for_write(Session)
+    rows = Session.objects.using(database)
     over = Now() - timedelta(seconds=conf.REFRESH_GRACE)
-    Session.objects.using(database).exclude(nonce="").filter(rotated_at__lt=over).update(nonce="")
+    for batch in _locked_batches(rows.exclude(nonce="").filter(rotated_at__lt=over)):
+        batch.update(nonce="")
+    ended = Now() - timedelta(seconds=conf.SESSION_RETENTION)
+    # Never one whose end is still to be published: tidy would have nothing to publish.
+    long_ago = Q(revoked_at__lt=ended, publication_pending=False) | Q(expires_at__lt=ended)
+    if conf.SESSION_IDLE_LIFETIME is not None:
+        idle = timedelta(seconds=conf.SESSION_IDLE_LIFETIME)
+        long_ago |= Q(last_used_at__lt=ended - idle)
+    deleted = 0
+    for batch in _locked_batches(rows.filter(long_ago)):
+        deleted += batch.delete()[1].get(Session._meta.label, 0)
+    return deleted
+
+
+def _batches(rows: Any) -> Iterator[Any]:
+    """Iterate over a table in the order of its keys, with no long query and no long list."""
+    last: Any = None
+    while True:
+        page = rows if last is None else rows.filter(pk__gt=last)
+        batch = list(page.order_by("pk")[:_BATCH])
+        yield from batch
+        if len(batch) < _BATCH:
+            return
+        last = batch[-1].pk
+
+
+def _locked_batches(rows: Any) -> Iterator[Any]:
+    """Yield the rows in batches, each locked in a transaction of its own.
+
+    No lock is waited for while others are held, so this cannot deadlock with who locks many rows
+    of one user: rows that are in use are left for the next time. Where the database cannot skip
+    them, a batch is one row; SQLite has one lock for all.
+    """
+    features = connections[rows.db].features
+    skip = features.has_select_for_update_skip_locked
+    size = _BATCH if skip or not features.has_select_for_update else 1
+    last: Any = None
+    while True:
+        page = rows if last is None else rows.filter(pk__gt=last)
+        page = page.order_by("pk").values_list("pk", flat=True)
+        with transaction.atomic(using=rows.db):
+            if skip:
+                page = page.select_for_update(skip_locked=True)
+            ids = list(page[:size])
+            if ids:
+                # Checked once more by the statement that changes them.
+                yield rows.filter(pk__in=ids)
+        if not ids:
+            return
+        last = ids[-1]
 
 
 def publish_now(session_id: uuid.UUID) -> None:
@@ -891,6 +994,4 @@ def publish_now(session_id: uuid.UUID) -> None:
     mark = cache.mark()
     session = _select(database, session_id.bytes)
     if session is not None and _why_dead(session) is None:
-        _publish(
-            cache, session_id.bytes, records.build(session, session.user), session.revision, mark
-        )
+        _publish(cache, [(session, records.build(session, session.user))], mark)

@@ -28,7 +28,7 @@ def cache_at(location: str) -> Any:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_status_counts_live_sessions_and_pending_revocations(make_user: Any) -> None:
+def test_status_counts_live_sessions_and_pending_publications(make_user: Any) -> None:
     user = make_user()
     with cache_at(f"memory://{uuid.uuid4()}"):
         ended = sessions.start(user)
@@ -36,8 +36,8 @@ def test_status_counts_live_sessions_and_pending_revocations(make_user: Any) -> 
         sessions.revoke(ended.session_id)
         found = json.loads(run("--json"))
         assert found["engine"] == "memory"
-        assert (found["live_sessions"], found["pending_revocations"]) == (1, 0)
-        assert f"epoch                {found['epoch']}" in run()
+        assert (found["live_sessions"], found["pending_publications"]) == (1, 0)
+        assert f"epoch                 {found['epoch']}" in run()
 
 
 @pytest.mark.django_db

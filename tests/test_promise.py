@@ -459,7 +459,7 @@ def test_a_process_that_joins_asks_once_what_was_revoked_meanwhile(
     with site.counting() as heard:
         site.accepts(token)
     assert len(heard.queries) == len(heard.of(site.database)) == 1
-    assert "revocation_pending" in heard.queries[0]
+    assert "publication_pending" in heard.queries[0]
     with site.counting() as heard:
         site.accepts(token, 100)
     assert is_silent(heard)

@@ -206,7 +206,7 @@ class Migration(migrations.Migration):
                     "revoked_reason",
                     models.CharField(blank=True, default="", max_length=32, verbose_name="reason"),
                 ),
-                ("revocation_pending", models.BooleanField(default=False)),
+                ("publication_pending", models.BooleanField(default=False)),
                 (
                     "ip",
                     models.GenericIPAddressField(blank=True, null=True, verbose_name="IP address"),
@@ -234,8 +234,8 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["user", "revoked_at"], name="accesspass_session_user"),
                     models.Index(
-                        condition=models.Q(("revocation_pending", True)),
-                        fields=["revocation_pending"],
+                        condition=models.Q(("publication_pending", True)),
+                        fields=["publication_pending"],
                         name="accesspass_session_pending",
                     ),
                 ],
@@ -265,5 +265,16 @@ class Migration(migrations.Migration):
                 "verbose_name": "identifier",
                 "verbose_name_plural": "identifiers",
             },
+        ),
+        migrations.CreateModel(
+            name="Lease",
+            fields=[
+                (
+                    "name",
+                    models.CharField(max_length=32, primary_key=True, serialize=False),
+                ),
+                ("holder", models.CharField(blank=True, default="", max_length=64)),
+                ("until", models.DateTimeField()),
+            ],
         ),
     ]

@@ -67,5 +67,5 @@ def _sessions() -> dict[str, int]:
     not_over = Q(expires_at=None) | Q(expires_at__gt=Now())
     return {
         "live_sessions": sessions.filter(not_over, revoked_at=None).exclude(user=None).count(),
-        "pending_revocations": sessions.filter(revocation_pending=True).count(),
+        "pending_publications": sessions.filter(publication_pending=True).count(),
     }
