@@ -26,7 +26,14 @@ from accesspass import identifiers, sessions
 from accesspass.conf import conf
 from accesspass.exceptions import Busy, EmailTaken, Invalid, InvalidCredentials, UsernameTaken
 from accesspass.identifiers import canonical, is_plain_text
-from accesspass.models import Account, Identifier, aliases, email_of
+from accesspass.models import (
+    Account,
+    Identifier,
+    aliases,
+    email_field,
+    email_of,
+    is_possible_username,
+)
 from accesspass.sessions import TokenPair
 from accesspass.signals import user_registered
 
@@ -64,9 +71,14 @@ def log_in(
         )
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(_password_too_long())
-    credentials = {get_user_model().USERNAME_FIELD: natural_key(username), "password": password}
+    model: Any = get_user_model()
+    credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
     with _hashing():
-        user = authenticate(request, **credentials)
+        if is_possible_username(credentials[model.USERNAME_FIELD]):
+            user = authenticate(request, **credentials)
+        else:
+            # No backend could look for it. It takes as long as any other unknown name.
+            user = model().set_password(password)
     if user is None:
         raise InvalidCredentials
     pair = sessions.start(user, request=request, name=name)
@@ -101,7 +113,8 @@ def register(
             )
     else:
         setattr(user, model.USERNAME_FIELD, model.normalize_username(username))
-    setattr(user, model.get_email_field_name(), email)
+    if (field := email_field()) is not None:
+        setattr(user, field, email)
     conf.hooks().prepare_user(user, data)
     _validate(user, password, meta)
     _refuse_taken(user)
@@ -111,9 +124,18 @@ def register(
     try:
         with transaction.atomic(using=database):
             user = conf.hooks().create_user(user, data)
-            account = Account.objects.using(database).create(user_id=user.pk, meta=meta or {})
+            # A receiver of the project's may have made it already.
+            account, made = Account.objects.using(database).get_or_create(
+                user_id=user.pk, defaults={"meta": meta or {}}
+            )
+            if not made and meta:
+                Account.objects.using(database).filter(pk=user.pk).update(meta=meta)
+            names = set(aliases(user))
+            if not made:
+                held = Identifier.objects.using(database).filter(account=account)
+                names.difference_update(held.values_list("value", flat=True))
             Identifier.objects.using(database).bulk_create(
-                [Identifier(value=value, account=account) for value in aliases(user)]
+                [Identifier(value=value, account=account) for value in names]
             )
             pair = sessions.start(user, request=request)
     except IntegrityError:
@@ -148,10 +170,12 @@ def natural_key(name: str) -> str:
     if not is_plain_text(name):
         return name
     database = router.db_for_write(model)
-    users = model._base_manager.using(database).filter(**{model.USERNAME_FIELD: name})
-    exact = users.values_list(model.USERNAME_FIELD, flat=True).first()
+    exact = None
+    if is_possible_username(name):
+        users = model._base_manager.using(database).filter(**{model.USERNAME_FIELD: name})
+        exact = users.values_list(model.USERNAME_FIELD, flat=True).first()
     alias = canonical(name)
-    fields = [f"account__user__{x}" for x in (model.USERNAME_FIELD, model.get_email_field_name())]
+    fields = [f"account__user__{x}" for x in (model.USERNAME_FIELD, email_field()) if x]
     row = (
         Identifier.objects.using(database)
         .filter(value=alias)
@@ -225,17 +249,18 @@ def sync_aliases(sender: type[Any], instance: Any, **kwargs: Any) -> None:
 
 def _validate(user: Any, password: str, meta: Mapping[str, Any] | None) -> None:
     model: Any = type(user)
-    name_field, email_field = model.USERNAME_FIELD, model.get_email_field_name()
+    name_field, mail_field = model.USERNAME_FIELD, model.get_email_field_name()
     errors: dict[str, list[dict[str, str]]] = {}
 
     def collect(field: str, error: ValidationError) -> None:
         errors.setdefault(field, []).extend(_messages(error))
 
-    try:
-        identifiers.validate_email(email_of(user))
-    except ValidationError as error:
-        collect("email", error)
-    if name_field != email_field:
+    if email_field() is not None:
+        try:
+            identifiers.validate_email(email_of(user))
+        except ValidationError as error:
+            collect("email", error)
+    if name_field != mail_field:
         try:
             identifiers.validate_username(str(user.get_username() or ""), email_of(user))
         except ValidationError as error:
@@ -249,13 +274,13 @@ def _validate(user: Any, password: str, meta: Mapping[str, Any] | None) -> None:
     if meta is not None and (problem := _meta_problem(meta)):
         errors.update(_problem("meta", problem, "invalid"))
     if not errors:
-        public = {name_field: "username", email_field: "email"}
+        public = {name_field: "username", mail_field: "email"}
         for check in (
             lambda: user.clean_fields(exclude={"password"}),
             user.clean,
             # The names are looked for by their canonical form instead; a random key needs no query.
-            lambda: user.validate_unique(exclude={name_field, email_field, model._meta.pk.name}),
-            lambda: user.validate_constraints(exclude={name_field, email_field}),
+            lambda: user.validate_unique(exclude={name_field, mail_field, model._meta.pk.name}),
+            lambda: user.validate_constraints(exclude={name_field, mail_field}),
         ):
             try:
                 check()
@@ -299,8 +324,10 @@ def _refuse_taken(user: AbstractBaseUser) -> None:
     # Users who have not logged in yet hold no identifier, so their fields are looked at as well.
     for field, value, error in (
         (model.USERNAME_FIELD, username, EmailTaken if username_is_email() else UsernameTaken),
-        (model.get_email_field_name(), email, EmailTaken),
+        (email_field(), email, EmailTaken),
     ):
+        if field is None:
+            continue
         spellings = {value, canonical(value)}
         users = model._base_manager.using(database).filter(**{f"{field}__in": spellings})
         if canonical(value) in held or users.exists():

@@ -1,7 +1,10 @@
 """The one thread of a serving process for recurring work.
 
 It is started by the first authenticated request or auth view, never at import, so commands and
-tests do not have it. It is a daemon and holds no database connection while it sleeps.
+tests do not have it. It is a daemon, and holds no database connection while it sleeps but the one
+that listens to PostgreSQL's triggers, in one process of all (see ``triggers``).
+
+Where threads do not run, ``accesspass_purge --loop`` does the same.
 """
 
 from __future__ import annotations
@@ -10,26 +13,54 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from django.core import mail
-from django.db import connections
+from django.db import connections, router
 
-from accesspass import sessions
+from accesspass import sessions, triggers
+from accesspass.conf import conf
+from accesspass.models import Lease, Session
 
-__all__ = ["JOBS", "run_due", "start"]
+__all__ = ["JOBS", "Job", "run", "run_due", "start", "wake"]
 
 logger = logging.getLogger("accesspass.background")
 
-#: What is done, and how many seconds after it was last done.
-JOBS: Sequence[tuple[float, Callable[[], object]]] = (
-    (5.0, sessions.tidy),
-    (60.0, sessions.purge),
-)
 
-_lock = threading.Lock()
+class Job(NamedTuple):
+    """Something that is done again and again.
+
+    ``every`` says how many seconds after it was last done. A leased job is done by one process of
+    all, whichever is first; the lease is not given back, so a process that dies, or a job that
+    fails, only means that the next one is late. A job may run twice at a time all the same, if it
+    takes longer than its lease, and must stand that.
+    """
+
+    name: str
+    every: Callable[[], float]
+    run: Callable[[], object]
+    leased: bool = True
+
+
+#: All that is done, one line each.
+JOBS = [
+    Job("tidy", lambda: 5.0, sessions.tidy, leased=False),
+    Job("sweep", lambda: conf.SWEEP_INTERVAL, sessions.sweep),
+    Job("purge", lambda: 60.0, sessions.purge),
+]
+
+_TICK = 1.0
+# For how long the process that listens has the right to, how often it sees to that, and how often
+# the others look whether there are triggers at all, in seconds.
+_LISTEN, _LISTEN_EVERY, _LOOK_EVERY = 15.0, 5.0, 60.0
+
 _pid = 0
-_last: dict[int, float] = {}
+# Which thread of a process was the first to start ours. No lock, which a fork could leave held.
+_started: dict[int, object] = {}
+_last: dict[str, float] = {}
+_woken = threading.Event()
 
 
 def start() -> None:
@@ -38,43 +69,110 @@ def start() -> None:
         _start()
 
 
+def wake() -> None:
+    """Let the thread of this process look now for jobs whose time has come."""
+    _woken.set()
+
+
 def _start() -> None:
-    global _pid
+    global _pid, _woken
     # Django's test runners give mail an outbox. What a test writes is in a transaction that no
     # other thread can see, and a connection of ours would keep its database from being dropped.
     if hasattr(mail, "outbox"):
         return
-    with _lock:
-        if _pid == os.getpid():
-            return
-        _pid = os.getpid()
-        _last.clear()
-        threading.Thread(target=_run, name="accesspass-background", daemon=True).start()
+    pid, mine = os.getpid(), object()
+    if _started.setdefault(pid, mine) is not mine:
+        return
+    for other in [found for found in _started if found != pid]:
+        _started.pop(other, None)
+    _last.clear()
+    _woken = threading.Event()
+    _pid = pid
+    try:
+        threading.Thread(target=run, name="accesspass-background", daemon=True).start()
+    except RuntimeError:  # no more threads, or the interpreter is ending; another request tries
+        _started.pop(pid, None)
+        _pid = 0
 
 
-def _run() -> None:
-    while True:
-        run_due()
-        time.sleep(1.0)
+def run(jobs: Iterable[str] | None = None) -> None:
+    """Do the jobs, or those of these names, for as long as this process lives."""
+    pid = os.getpid()
+    listening = _Listening()
+    # Under gevent a fork copies this thread, and the child starts one of its own.
+    while pid == os.getpid():
+        run_due(jobs)
+        listening.wait(_TICK)
 
 
-def run_due() -> None:
+def run_due(jobs: Iterable[str] | None = None) -> None:
     """Do the jobs whose time has come. A job that fails is logged and done again later."""
-    for number, (interval, job) in enumerate(JOBS):
-        if time.monotonic() - _last.get(number, float("-inf")) < interval:
+    for job in list(JOBS):
+        if jobs is not None and job.name not in jobs:
             continue
-        _last[number] = time.monotonic()
+        every = job.every()
+        if time.monotonic() - _last.get(job.name, float("-inf")) < every:
+            continue
+        _last[job.name] = time.monotonic()
         try:
-            job()
+            # A little less, or every second turn would come a moment before the lease is over.
+            if not job.leased or Lease.objects.take(job.name, every * 0.9):
+                job.run()
         except Exception:
-            logger.exception("background.failed: %s", job.__name__)
+            logger.exception("background.failed: %s", job.name)
         finally:
             connections.close_all()
 
 
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
+class _Listening:
+    """Hears in one process of all which users' rows plain SQL has changed."""
+
+    def __init__(self) -> None:
+        self._holder = str(uuid.uuid4())
+        self._listener: triggers.Listener | None = None
+        self._look_at = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, and see to each user that is heard of meanwhile."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + self._begin_or_end()
+        if self._listener is None:
+            _woken.wait(seconds)
+            _woken.clear()
+            return
+        try:
+            for key in self._listener.heard(seconds):
+                sessions.sync_key(key)
+        except Exception:  # the connection, or a hook; the sweep finds what was missed
+            logger.exception("background.failed: listen")
+            self._close()
+        finally:
+            connections.close_all()
+
+    def _begin_or_end(self) -> float:
+        """Listen, if there is something to hear and nobody else does; say when to look again."""
+        connection = connections[router.db_for_write(Session)]
+        if connection.vendor != "postgresql":
+            return float("inf")
+        try:
+            if self._listener is None and not triggers.are_installed(connection):
+                return _LOOK_EVERY
+            if not Lease.objects.take("listen", _LISTEN, self._holder):
+                self._close()
+            elif self._listener is None:
+                self._listener = triggers.Listener(connection)
+                sessions.sweep()  # what was changed while nobody listened
+        except Exception:
+            logger.exception("background.failed: listen")
+            self._close()
+        finally:
+            connections.close_all()
+        return _LISTEN_EVERY
+
+    def _close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_started.clear)

@@ -10,9 +10,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.contrib.auth.validators import UnicodeUsernameValidator
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, router, transaction
 from django.db.models.functions import Lower, Now
 from django.utils.timezone import now
@@ -31,7 +33,9 @@ __all__ = [
     "Session",
     "User",
     "aliases",
+    "email_field",
     "email_of",
+    "is_possible_username",
     "new_user_id",
 ]
 
@@ -156,9 +160,28 @@ class User(AbstractBaseUser, PermissionsMixin):
         return self.username
 
 
+def email_field() -> str | None:
+    """Return the name of the user model's e-mail field, None if it has none."""
+    model = get_user_model()
+    name = model.get_email_field_name()
+    return name if name in {field.name for field in model._meta.concrete_fields} else None
+
+
 def email_of(user: AbstractBaseUser) -> str:
     """Return the user's e-mail address, or "" for a model or a user without one."""
-    return getattr(user, user.get_email_field_name(), None) or ""
+    name = email_field()
+    return "" if name is None else getattr(user, name, None) or ""
+
+
+def is_possible_username(name: str) -> bool:
+    """Tell whether the user model's USERNAME_FIELD, which may be a number, can have this value."""
+    model = get_user_model()
+    field: Any = model._meta.get_field(model.USERNAME_FIELD)
+    try:
+        field.get_prep_value(field.to_python(name))
+    except (ValidationError, ValueError, TypeError):
+        return False
+    return True
 
 
 def aliases(user: AbstractBaseUser) -> list[str]:

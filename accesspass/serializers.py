@@ -12,6 +12,7 @@ from rest_framework.exceptions import ParseError
 
 from accesspass.accounts import json_problem, username_is_email
 from accesspass.conf import conf
+from accesspass.models import email_field
 
 __all__ = [
     "LoginSerializer",
@@ -93,11 +94,14 @@ class RegisterSerializer(serializers.Serializer[Any]):
         missing = [
             name
             for name in ("username", "email")
-            if not attrs.get(name) and not (name == "username" and username_is_email())
+            if not attrs.get(name)
+            and not (name == "username" and username_is_email())
+            and not (name == "email" and email_field() is None)
         ]
         if missing:
             message = self.fields["password"].error_messages["required"]
             raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
+        attrs.setdefault("email", "")
         if attrs.pop("password_confirm", attrs["password"]) != attrs["password"]:
             raise serializers.ValidationError(
                 {"password_confirm": _("The passwords differ.")}, code="password_mismatch"

@@ -69,6 +69,7 @@ __all__ = [
     "start",
     "sweep",
     "sync",
+    "sync_key",
     "tidy",
 ]
 
@@ -803,8 +804,18 @@ def sync(user: AbstractBaseUser, rehashed: Sequence[str] = ()) -> None:
     A disabled user's sessions and those begun under another password end; of the others, fields,
     claims and confirmation are published anew.
     """
+    _sync(user.pk, rehashed, records.auth_hash(user) if rehashed else "")
+
+
+def sync_key(text: str) -> None:
+    """The same for a user's primary key as a database writes it."""
+    model: Any = get_user_model()
+    _sync(model._meta.pk.to_python(text))
+
+
+def _sync(user_pk: Any, rehashed: Sequence[str] = (), auth_hash: str = "") -> None:
     database = router.db_for_write(Session)
-    current = select_user(database, user.pk)
+    current = select_user(database, user_pk)
     if current is None:
         _end_orphans(database)
         return
@@ -814,9 +825,9 @@ def sync(user: AbstractBaseUser, rehashed: Sequence[str] = ()) -> None:
     mark = _mark(cache)
     with transaction.atomic(using=database):
         if rehashed:
-            lock_account(database, user.pk)
-            sessions = Session.objects.using(database).filter(user=user.pk)
-            sessions.filter(auth_hash__in=rehashed).update(auth_hash=records.auth_hash(user))
+            lock_account(database, user_pk)
+            sessions = Session.objects.using(database).filter(user=user_pk)
+            sessions.filter(auth_hash__in=rehashed).update(auth_hash=auth_hash)
         _republish(cache, mark, database, current)
 
 

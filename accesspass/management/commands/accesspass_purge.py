@@ -1,0 +1,29 @@
+"""Does the housekeeping of sessions, where no thread of a serving process does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from accesspass import background, sessions
+
+
+class Command(BaseCommand):
+    """``accesspass_purge [--loop]``."""
+
+    help = "Publishes what is pending, sweeps for changed users, and deletes what ended long ago."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--loop", action="store_true", help="go on for ever, as the background thread does"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["loop"]:
+            background.run(("tidy", "sweep", "purge"))
+            return
+        pending, changed, deleted = sessions.tidy(), sessions.sweep(), sessions.purge()
+        self.stdout.write(
+            f"{pending} pending publications, {changed} changed users, {deleted} sessions deleted."
+        )
