@@ -54,7 +54,7 @@ _MAX_JSON_DEPTH = 32
 _HASHING_WAIT = 1.0  # seconds: shorter than a client's patience, longer than one Argon2
 
 
-@sensitive_variables("password", "credentials")
+@sensitive_variables()
 def log_in(
     username: str, password: str, *, request: HttpRequest | None = None, name: str = ""
 ) -> tuple[AbstractBaseUser, TokenPair]:
@@ -86,7 +86,7 @@ def log_in(
     return user, pair
 
 
-@sensitive_variables("password")
+@sensitive_variables()
 def register(
     *,
     username: str = "",
@@ -247,6 +247,7 @@ def sync_aliases(sender: type[Any], instance: Any, **kwargs: Any) -> None:
         account.sync_aliases(instance)
 
 
+@sensitive_variables()
 def _validate(user: Any, password: str, meta: Mapping[str, Any] | None) -> None:
     model: Any = type(user)
     name_field, mail_field = model.USERNAME_FIELD, model.get_email_field_name()

@@ -36,4 +36,5 @@ class AccessPassConfig(AppConfig):
                     signal.connect(receiver, sender=model, dispatch_uid=uid)
         register(checks.check_options)
         register(checks.check_cache)
+        register(checks.check_user_model)
         register(checks.check_deployment, deploy=True)

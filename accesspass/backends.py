@@ -27,7 +27,7 @@ class IdentifierBackend(ModelBackend):
     over PASSWORD_MAX_LENGTH, are refused.
     """
 
-    @sensitive_variables("password")
+    @sensitive_variables()
     def authenticate(  # type: ignore[override] # the stubs know one user model
         self,
         request: HttpRequest | None,

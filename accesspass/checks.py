@@ -7,6 +7,8 @@
 | E003 | CACHES has no alias CACHE |
 | E004 | an option is not available yet |
 | E005 | HOOKS names no subclass of Hooks |
+| E006 | the user model cannot be built from a session record without a query |
+| E007 | USER_FIELDS names a field that the user model does not have, or the password |
 | W001 | BASE_URL is missing |
 | W002 | the cache cannot order its writes, so a revocation may be missed |
 | W003 | the cache keeps nothing, so every request makes a query |
@@ -18,22 +20,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
+from django.db import connections
 from django.utils.module_loading import import_string
 
+from accesspass import records
 from accesspass.conf import NOT_YET, Conf, conf
 from accesspass.hooks import Hooks
 
-__all__ = ["check_cache", "check_deployment", "check_options"]
+__all__ = ["check_cache", "check_deployment", "check_options", "check_user_model"]
 
 
 def check_options(
@@ -77,6 +83,58 @@ def check_options(
             )
         )
     return found
+
+
+def check_user_model(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check that `request.user` can be made of a record: build one, and see that it asks nobody."""
+    if any(x.is_serious() for x in check_options()):
+        return []  # those come first
+    model: Any = get_user_model()
+    names = {name for x in model._meta.concrete_fields for name in (x.name, x.attname)}
+    found: list[CheckMessage] = [
+        Error(
+            f"ACCESSPASS['USER_FIELDS'] has {name!r}, which {_why_not(name)}.",
+            id="accesspass.E007",
+        )
+        for name in conf.USER_FIELDS
+        if name not in names or name == "password"
+    ]
+    if found or not conf.USER_FROM_RECORD:
+        return found
+    asked = False
+
+    def refuse(*args: Any) -> NoReturn:
+        nonlocal asked
+        asked = True
+        raise RuntimeError("a query was made")
+
+    with ExitStack() as stack:
+        for connection in connections.all():
+            stack.enter_context(connection.execute_wrapper(refuse))
+        try:
+            records.build_sample(model)
+        except Exception as error:  # noqa: BLE001 - whatever a model's own code raises
+            problem = f"fails: {type(error).__name__}: {error}"
+        else:
+            problem = "makes a query" if asked else ""
+    if problem:
+        found.append(
+            Error(
+                f"Building {model._meta.label} from a part of its fields {problem}.",
+                hint="Its __init__ or from_db needs what a session record does not hold. Set "
+                "ACCESSPASS['USER_FROM_RECORD'] to False: request.user is then loaded by a query.",
+                id="accesspass.E006",
+            )
+        )
+    return found
+
+
+def _why_not(name: str) -> str:
+    if name == "password":
+        return "is never put into a cache"
+    return f"{get_user_model()._meta.label} does not have"
 
 
 def check_cache(

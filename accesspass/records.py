@@ -13,12 +13,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
-from django.db import router
+from django.db import models, router
+from django.utils.timezone import now
 
 from accesspass.conf import conf
 from accesspass.models import Account, Session
@@ -36,6 +39,7 @@ __all__ = [
     "auth_hash",
     "auth_hashes",
     "build",
+    "build_sample",
     "ends_at",
     "fingerprint",
     "fingerprints",
@@ -278,14 +282,47 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
     layout = _layout(model, conf.USER_FIELDS)
     user: Any
     if conf.USER_FROM_RECORD:
-        user = model.from_db(router.db_for_write(model), layout.names, values)
-        user._accesspass_recorded = (layout.names, values)
+        user = _restore(model, layout, values)
     else:
         users = model._base_manager.using(router.db_for_write(model))
         user = users.filter(pk=values[layout.pk]).first()
         if user is None or not getattr(user, "is_active", True):
             return None
     return user, SessionRecord(token.id, claims, meta, email_confirmed, expires_at, expires)
+
+
+def _restore(model: Any, layout: _Layout, values: list[Any]) -> Any:
+    user = model.from_db(router.db_for_write(model), layout.names, values)
+    user._accesspass_recorded = (layout.names, values)
+    return user
+
+
+def build_sample(model: Any) -> Any:
+    """Return a user of that model as `read` makes it, with made-up values. For a system check."""
+    layout = _layout(model, conf.USER_FIELDS)
+    fields = {field.attname: field for field in model._meta.concrete_fields}
+    user = _restore(model, layout, [_made_up(fields[name]) for name in layout.names])
+    user.get_username()
+    return user
+
+
+def _made_up(field: Any) -> Any:
+    while field.remote_field is not None:
+        field = field.target_field
+    kinds: dict[type[models.Field[Any, Any]], Any] = {
+        models.BooleanField: True,
+        models.IntegerField: 1,
+        models.FloatField: 1.0,
+        models.DecimalField: Decimal(1),
+        models.UUIDField: uuid.UUID(int=1),
+        models.DateTimeField: now(),
+        models.DateField: now().date(),
+        models.TimeField: now().time(),
+        models.DurationField: timedelta(1),
+        models.JSONField: {},
+        models.BinaryField: b"",
+    }
+    return next((value for kind, value in kinds.items() if isinstance(field, kind)), "a@b.example")
 
 
 def is_readable(record: Any) -> bool:

@@ -20,6 +20,8 @@ from base64 import urlsafe_b64encode
 from enum import Enum
 from functools import lru_cache
 
+from django.views.decorators.debug import sensitive_variables
+
 from accesspass.conf import conf
 
 __all__ = ["Token", "TokenType", "derive", "mint", "parse"]
@@ -69,6 +71,7 @@ class Token:
         )
 
 
+@sensitive_variables()
 def mint(type: TokenType, id: bytes, number: int) -> Token:
     """Make a token with 168 random bits, under the primary key.
 
@@ -77,6 +80,7 @@ def mint(type: TokenType, id: bytes, number: int) -> Token:
     return _build(type, id, number, os.urandom(21), conf.TOKEN_KEYS[0])
 
 
+@sensitive_variables()
 def derive(old: Token, nonce: bytes, type: TokenType, number: int, key: str | None = None) -> Token:
     """Make the one successor of `old` for this `nonce`, of the given type and number.
 
@@ -118,6 +122,7 @@ def _prefix(type: TokenType) -> str:
     return conf.TOKEN_PREFIX + "_" + type + "_"
 
 
+@sensitive_variables()
 def _build(type: TokenType, id: bytes, number: int, secret: bytes, key: str) -> Token:
     if len(id) != 16:
         raise ValueError("the id of a token has 16 bytes")
@@ -133,6 +138,7 @@ def _four_bytes(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
+@sensitive_variables()
 def _mac(key: str, type: TokenType, prefix: str, payload: bytes) -> bytes:
     message = prefix.encode("ascii") + payload
     return hmac.digest(_derived_key(key, "mac." + type), message, "sha256")[:16]

@@ -82,7 +82,7 @@ class _AuthView(APIView):
         sessions.join()
         super().initial(request, *args, **kwargs)
 
-    @sensitive_variables("serializer")
+    @sensitive_variables()
     def body(self, request: Request) -> dict[str, Any]:
         """Return the validated body. Raises what `handle_exception` turns into a 400."""
         serializer = self.serializer_class(data=request.data)
