@@ -114,17 +114,19 @@ def _hashes_kept(database: str, instance: Any, update_fields: Sequence[str] | No
     ):
         return []
     row = sessions.select_user(database, instance.pk)
-    if row is None or not _is_outdated(row.password) or _is_outdated(instance.password):
+    if row is None or _is_outdated(row.password) is not True:
+        return []
+    if _is_outdated(instance.password) is not False:
         return []
     return records.auth_hashes(row)
 
 
 @sensitive_variables()
-def _is_outdated(encoded: str) -> bool:
-    """Whether Django would replace this hash, of a usable password, at the next login."""
+def _is_outdated(encoded: str) -> bool | None:
+    """Whether Django would replace this hash at the next login; None if nobody could log in."""
     try:
         hasher = identify_hasher(encoded)
     except ValueError:
-        return False  # unusable, or of a hasher that is not there any more
+        return None  # unusable, or of a hasher that is not there any more
     preferred = get_hasher("default")
     return hasher.algorithm != preferred.algorithm or preferred.must_update(encoded)

@@ -864,7 +864,7 @@ def _republish(cache: RecordCache, mark: Any, database: str, user: Any) -> Any:
 def _end_orphans(database: str) -> None:
     """End the sessions of users whom SQL has deleted: they have no user any more."""
     with transaction.atomic(using=database):
-        _end(database, Q(user=None, revoked_at=None), "user_deleted")
+        _end(database, Q(user=None), "user_deleted")
 
 
 # Housekeeping ---------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,73 +16,26 @@ from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import OperationalError, connection, transaction
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
 
-from accesspass import background, records, sessions
+from accesspass import records, sessions
 from accesspass.exceptions import InvalidCredentials, InvalidToken, TokenRequired, Unavailable
 from accesspass.models import Account, Session
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
 from accesspass.tokens import TokenType, mint, parse
+from tests.sessions import (
+    cache_settings,
+    forget,
+    is_refused,
+    make_user,
+    plain,
+    queries,
+    replicated,
+    user,
+)
+
+__all__ = ["plain", "replicated", "user"]
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def cache_settings(location: str, **options: Any) -> Any:
-    alias = {
-        "BACKEND": "accesspass.cache.ReplicatedCache",
-        "LOCATION": location,
-        "OPTIONS": options,
-    }
-    return override_settings(CACHES={**settings.CACHES, "accesspass": alias})
-
-
-@pytest.fixture(autouse=True)
-def replicated() -> Iterator[None]:
-    with cache_settings(f"memory://{uuid.uuid4()}"):
-        yield
-
-
-@pytest.fixture
-def plain() -> Iterator[None]:
-    alias = {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        "LOCATION": str(uuid.uuid4()),
-    }
-    with override_settings(CACHES={**settings.CACHES, "accesspass": alias}):
-        yield
-
-
-@pytest.fixture
-def user() -> Any:
-    return make_user("ann")
-
-
-def make_user(name: str) -> Any:
-    model = get_user_model()
-    fields = {"email": f"{name}@example.com", "password": "correct horse"}
-    if model.USERNAME_FIELD == "username":
-        fields["username"] = name
-    return model.objects.create_user(**fields)
-
-
-@contextlib.contextmanager
-def queries(expected: int) -> Iterator[None]:
-    with CaptureQueriesContext(connection) as captured:
-        yield
-    statements = [q["sql"] for q in captured if q["sql"] not in ("BEGIN", "COMMIT")]
-    assert len(statements) == expected, statements
-
-
-def is_refused(access_token: str) -> bool:
-    try:
-        sessions.authenticate(access_token)
-    except InvalidToken:
-        return True
-    return False
-
-
-def forget(pair: sessions.TokenPair) -> None:
-    caches["accesspass"].forget(f"session:{pair.session_id.hex}")
 
 
 # authenticate
@@ -354,6 +306,30 @@ def test_a_refresh_costs_three_statements(user: Any) -> None:
         sessions.refresh(pair.refresh_token)
 
 
+def test_a_refresh_that_takes_along_what_is_pending_costs_four_statements(user: Any) -> None:
+    pair = sessions.start(user)
+    Session.objects.filter(pk=pair.session_id).update(publication_pending=True)
+    with queries(4):
+        sessions.refresh(pair.refresh_token)
+    assert not Session.objects.get(pk=pair.session_id).publication_pending
+
+
+def test_a_refresh_within_the_grace_costs_two_statements_and_writes_nothing(user: Any) -> None:
+    pair = sessions.start(user)
+    sessions.refresh(pair.refresh_token)
+    before = Session.objects.filter(pk=pair.session_id).values().get()
+    with queries(2):
+        sessions.refresh(pair.refresh_token)
+    assert Session.objects.filter(pk=pair.session_id).values().get() == before
+
+
+def test_a_refresh_that_is_refused_costs_two_statements(user: Any) -> None:
+    pair = sessions.start(user)
+    sessions.revoke(pair.session_id)
+    with queries(2), pytest.raises(InvalidToken):
+        sessions.refresh(pair.refresh_token)
+
+
 def test_the_same_refresh_token_within_the_grace_gets_the_identical_pair(user: Any) -> None:
     pair = sessions.start(user)
     first, second = sessions.refresh(pair.refresh_token), sessions.refresh(pair.refresh_token)
@@ -458,18 +434,6 @@ def test_only_the_last_four_access_tokens_are_good(user: Any) -> None:
     assert refused == [True, True, False, False, False, False]
 
 
-def test_the_nonce_is_forgotten_after_the_grace(user: Any) -> None:
-    pair = sessions.start(user)
-    sessions.refresh(pair.refresh_token)
-    sessions.purge()
-    assert Session.objects.get(pk=pair.session_id).nonce
-    row = Session.objects.get(pk=pair.session_id)
-    row.rotated_at -= datetime.timedelta(seconds=11)  # type: ignore[operator]
-    row.save(update_fields=["rotated_at"])
-    sessions.purge()
-    assert not Session.objects.get(pk=pair.session_id).nonce
-
-
 # revoke and logout
 
 
@@ -563,6 +527,15 @@ def test_logout_by_an_expired_token_of_ours_says_that_the_session_goes_on(user: 
     assert not is_refused(pair.access_token)
 
 
+def test_an_expired_access_token_beside_a_refresh_token_is_no_obstacle_to_logout(
+    user: Any,
+) -> None:
+    pair = sessions.start(user)
+    expired = mint(TokenType.ACCESS, pair.session_id.bytes, int(time.time()) - 1)
+    assert sessions.logout(access_token=expired.text, refresh_token=pair.refresh_token) is True
+    assert is_refused(pair.access_token)
+
+
 def test_logout_without_a_token_asks_for_one() -> None:
     with pytest.raises(TokenRequired):
         sessions.logout()
@@ -631,149 +604,6 @@ def test_of_twenty_threads_with_one_refresh_token_all_get_one_pair(
     assert len(set(got)) == 1
 
 
-# the user's row
-
-
-@pytest.mark.parametrize("field", ["is_active", "password"])
-def test_a_ban_and_a_new_password_end_sessions_at_once(user: Any, field: str) -> None:
-    pair = sessions.start(user)
-    if field == "password":
-        user.set_password("another one")
-    else:
-        user.is_active = False
-    user.save()
-    with queries(0):
-        assert is_refused(pair.access_token)
-
-
-def test_staff_flags_and_addresses_bite_at_once_without_ending_the_session(user: Any) -> None:
-    pair = sessions.start(user)
-    user.is_superuser = True
-    user.email = "new@example.com"
-    user.save()
-    with queries(0):
-        found, _ = sessions.authenticate(pair.access_token)
-    assert found.is_superuser
-    assert found.email == "new@example.com"
-
-
-def test_saving_what_is_not_recorded_publishes_nothing(user: Any) -> None:
-    pair = sessions.start(user)
-    user.save(update_fields=["last_login"])
-    user.save()
-    assert Session.objects.get(pk=pair.session_id).revision == 1
-
-
-def test_sync_catches_up_with_an_update_behind_the_orm(user: Any) -> None:
-    pair = sessions.start(user)
-    get_user_model().objects.filter(pk=user.pk).update(is_superuser=True)
-    assert not sessions.authenticate(pair.access_token)[0].is_superuser
-    sessions.sync(user)
-    assert sessions.authenticate(pair.access_token)[0].is_superuser
-    get_user_model().objects.filter(pk=user.pk).update(is_active=False)
-    sessions.sync(user)
-    assert is_refused(pair.access_token)
-
-
-def test_what_a_miss_read_before_it_was_synced_does_not_outlive_its_undoing(user: Any) -> None:
-    pair = sessions.start(user)
-    rows = get_user_model().objects.filter(pk=user.pk)
-    rows.update(is_superuser=True)
-    forget(pair)
-    assert sessions.authenticate(pair.access_token)[0].is_superuser
-    rows.update(is_superuser=False)
-    sessions.sync(user)
-    assert not sessions.authenticate(pair.access_token)[0].is_superuser
-
-
-def test_an_expired_access_token_beside_a_refresh_token_is_no_obstacle_to_logout(
-    user: Any,
-) -> None:
-    pair = sessions.start(user)
-    expired = mint(TokenType.ACCESS, pair.session_id.bytes, int(time.time()) - 1)
-    assert sessions.logout(access_token=expired.text, refresh_token=pair.refresh_token) is True
-    assert is_refused(pair.access_token)
-
-
-def test_a_refresh_catches_up_with_an_update_behind_the_orm(user: Any) -> None:
-    first, second = sessions.start(user), sessions.start(user)
-    get_user_model().objects.filter(pk=user.pk).update(is_superuser=True)
-    sessions.refresh(first.refresh_token)
-    with queries(0):
-        assert sessions.authenticate(second.access_token)[0].is_superuser
-
-
-def test_a_user_of_a_request_that_is_saved_twice_writes_no_stale_privileges_back(
-    user: Any,
-) -> None:
-    user.is_superuser = True
-    user.save()
-    pair = sessions.start(user)
-    found, _ = sessions.authenticate(pair.access_token)
-    found.save()
-    get_user_model().objects.filter(pk=user.pk).update(is_superuser=False)
-    found.save()
-    assert not get_user_model().objects.get(pk=user.pk).is_superuser
-
-
-def test_deleting_a_user_ends_the_sessions_and_keeps_the_rows(user: Any) -> None:
-    pair = sessions.start(user)
-    user.delete()
-    with queries(0):
-        assert is_refused(pair.access_token)
-    row = Session.objects.get(pk=pair.session_id)
-    assert row.user_id is None
-    assert row.revoked_reason == "user_deleted"
-
-
-def test_a_rehash_of_the_same_password_ends_nothing(user: Any) -> None:
-    pair = sessions.start(user)
-    hashers = [
-        "django.contrib.auth.hashers.PBKDF2SHA1PasswordHasher",
-        *settings.PASSWORD_HASHERS,
-    ]
-    with override_settings(PASSWORD_HASHERS=hashers):
-        before = user.password
-        assert user.check_password("correct horse")
-        assert user.password != before
-    assert not is_refused(pair.access_token)
-    assert sessions.refresh(pair.refresh_token)
-
-
-def test_saving_the_user_of_a_request_writes_no_stale_privileges_back(user: Any) -> None:
-    user.is_superuser = True
-    user.save()
-    pair = sessions.start(user)
-    found, _ = sessions.authenticate(pair.access_token)
-    get_user_model().objects.filter(pk=user.pk).update(is_superuser=False)
-    found.email = "mine@example.com"
-    found.save()
-    row = get_user_model().objects.get(pk=user.pk)
-    assert row.email == "mine@example.com"
-    assert not row.is_superuser
-    assert row.has_usable_password()
-
-
-def test_the_user_of_a_request_serves_as_a_foreign_key(user: Any) -> None:
-    pair = sessions.start(user)
-    found, _ = sessions.authenticate(pair.access_token)
-    assert Session.objects.filter(user=found).count() == 1
-
-
-def test_a_changed_secret_key_with_a_fallback_logs_nobody_out(user: Any) -> None:
-    pair = sessions.start(user)
-    with override_settings(
-        SECRET_KEY="a new key that is long enough to be one",
-        SECRET_KEY_FALLBACKS=[settings.SECRET_KEY],
-    ):
-        forget(pair)
-        assert not is_refused(pair.access_token)
-        new = sessions.refresh(pair.refresh_token)
-    with override_settings(SECRET_KEY="a new key that is long enough to be one"):
-        forget(pair)
-        assert not is_refused(new.access_token)
-
-
 # a plain cache under the alias
 
 
@@ -788,30 +618,3 @@ def test_everything_works_on_a_plain_cache(plain: None, user: Any) -> None:
     assert sessions.revoke(pair.session_id) is True
     with queries(0):
         assert is_refused(new.access_token)
-
-
-# housekeeping
-
-
-def test_jobs_that_are_due_are_done_and_a_failing_one_does_not_stop_the_rest(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    done: list[str] = []
-
-    def good() -> None:
-        done.append("good")
-
-    def bad() -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(background, "JOBS", [(60.0, bad), (60.0, good)])
-    monkeypatch.setattr(background, "_last", {})
-    background.run_due()
-    background.run_due()
-    assert done == ["good"]
-    assert "background.failed: bad" in caplog.text
-
-
-def test_the_thread_is_not_started_in_a_test_run() -> None:
-    background.start()
-    assert "accesspass-background" not in {thread.name for thread in threading.enumerate()}
