@@ -327,7 +327,7 @@ def _made_up(field: Any) -> Any:
 
 def is_readable(record: Any) -> bool:
     """Whether a live record was made by a process with this release, user model and USER_FIELDS."""
-    if type(record) is not list or record[0] != _FORMAT:
+    if type(record) is not list or record[:1] != [_FORMAT]:
         return False
     model: Any = get_user_model()
     return bool(record[2] == _layout(model, conf.USER_FIELDS).label)

@@ -9,6 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from accesspass import sessions
+from accesspass.admin import AccountAdmin
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Session
 from tests.conftest import PASSWORD, MakeUser
@@ -68,6 +69,38 @@ def test_claims_changed_in_the_admin_reach_live_sessions(root: Client, user: Any
     assert root.get(path).status_code == 200
     assert root.post(path, body).status_code == 302
     assert sessions.authenticate(pair.access_token)[1].claims == {"role": "admin"}
+
+
+def account_form(**changes: str) -> dict[str, str]:
+    forms = {"identifiers-TOTAL_FORMS": "0", "identifiers-INITIAL_FORMS": "0"}
+    return {"claims": "{}", **forms, **changes}
+
+
+def test_the_admin_saves_no_column_that_it_did_not_change(
+    root: Client, user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions.start(user)
+    real = AccountAdmin.save_model
+
+    def overtaken(self: Any, request: Any, obj: Any, *args: Any) -> None:
+        # Between the reading of the page and its saving.
+        Account.objects.filter(pk=user.pk).update(login_count=9, confirmed_email="x@example.com")
+        real(self, request, obj, *args)
+
+    monkeypatch.setattr(AccountAdmin, "save_model", overtaken)
+    path = reverse("admin:accesspass_account_change", args=[user.pk])
+    assert root.post(path, account_form(claims='{"a": 1}')).status_code == 302
+    account = Account.objects.get(pk=user.pk)
+    assert (account.login_count, account.confirmed_email) == (9, "x@example.com")
+    assert account.claims == {"a": 1}
+
+
+@pytest.mark.parametrize("claims", ["[1]", '"x"', '{"a": "\\u0000"}', "{", "NaN"])
+def test_claims_that_are_none_are_refused_by_the_form(root: Client, user: Any, claims: str) -> None:
+    sessions.start(user)
+    path = reverse("admin:accesspass_account_change", args=[user.pk])
+    assert root.post(path, account_form(claims=claims)).status_code == 200
+    assert Account.objects.get(pk=user.pk).claims == {}
 
 
 @pytest.mark.skipif(get_user_model()._meta.label != "accesspass.User", reason="needs its admin")

@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
 
-from accesspass.checks import check_cache, check_deployment, check_options
+from accesspass.checks import check_cache, check_deployment, check_options, check_user_model
 from accesspass.conf import NOT_YET
 
 GOOD = {"BASE_URL": "https://app.example.com"}
@@ -65,6 +65,28 @@ def test_what_is_not_available_yet_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize("path", ["nowhere.Hooks", "accesspass.hooks.Nothing", "builtins.dict"])
 def test_hooks_must_be_a_subclass_that_can_be_imported(path: str) -> None:
     assert ids(options(HOOKS=path)) == ["E005"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "password", "groups"])
+def test_a_further_field_must_be_a_column_of_the_user_model(name: str) -> None:
+    with override_settings(ACCESSPASS={**GOOD, "USER_FIELDS": ["last_login", name]}):
+        (found,) = check_user_model()
+    assert ids([found]) == ["E007"]
+    assert name in found.msg
+
+
+def test_a_user_model_is_built_without_a_query() -> None:
+    # Those that cannot be are in tests/oddusers.
+    assert check_user_model() == []
+    with override_settings(ACCESSPASS={**GOOD, "USER_FIELDS": ["last_login"]}):
+        assert check_user_model() == []
+
+
+@pytest.mark.parametrize("years", [11, 10**6])
+@pytest.mark.parametrize("name", ["REFRESH_TOKEN_LIFETIME", "SESSION_IDLE_LIFETIME"])
+def test_a_lifetime_has_an_upper_bound(name: str, years: int) -> None:
+    assert ids(options(**{name: years * 365 * 86_400})) == ["E002"]
+    assert options(**{name: timedelta(days=3650)}) == []
 
 
 def test_a_missing_base_url_is_a_warning() -> None:

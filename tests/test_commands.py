@@ -13,12 +13,14 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from accesspass import sessions
+from accesspass import background, sessions
+from accesspass.models import Session
+from tests.sessions import age, engine_out_of_reach, is_refused
 
 
-def run(*args: str) -> str:
+def run(*args: str, command: str = "accesspass_status") -> str:
     out = io.StringIO()
-    call_command("accesspass_status", *args, stdout=out)
+    call_command(command, *args, stdout=out)
     return out.getvalue()
 
 
@@ -70,3 +72,58 @@ def test_a_cache_without_an_engine_is_said_to_have_none() -> None:
         pytest.raises(CommandError, match="has no engine"),
     ):
         run()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_purge_publishes_sweeps_and_deletes(make_user: Any) -> None:
+    user, other = make_user("bob"), make_user("eve")
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        old, pair, banned = sessions.start(user), sessions.start(user), sessions.start(other)
+        sessions.revoke(old.session_id)
+        age(old, 31 * 86_400)
+        with engine_out_of_reach():
+            sessions.revoke(pair.session_id)
+        type(other)._default_manager.filter(pk=other.pk).update(is_active=False)
+        said = run(command="accesspass_purge")
+        assert said == "1 pending publications, 1 changed users, 1 sessions deleted.\n"
+        assert is_refused(banned.access_token)
+
+
+def test_purge_in_a_loop_does_the_jobs_of_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(background, "run", done.append)
+    run("--loop", command="accesspass_purge")
+    assert done == [("tidy", "sweep", "purge")]
+    assert set(done[0]) <= {job.name for job in background.JOBS}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("spelling", ["BOB@Example.com", "bob@example.com"])
+def test_revoke_ends_all_sessions_of_a_user(make_user: Any, spelling: str) -> None:
+    user = make_user()
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        pairs = [sessions.start(user), sessions.start(user)]
+        kept = sessions.start(make_user("eve"))
+        assert run(spelling, command="accesspass_revoke") == "2 sessions ended.\n"
+        assert all(is_refused(pair.access_token) for pair in pairs)
+        assert not is_refused(kept.access_token)
+        assert run(spelling, command="accesspass_revoke") == "0 sessions ended.\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_revoke_says_so_if_the_engine_has_not_acknowledged_it(make_user: Any) -> None:
+    user = make_user()
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        pair = sessions.start(user)
+        with engine_out_of_reach(), pytest.raises(CommandError, match="recorded") as caught:
+            run(user.email, command="accesspass_revoke")
+        assert caught.value.returncode == 3
+        assert Session.objects.get(pk=pair.session_id).revoked_reason == "admin"
+        assert is_refused(pair.access_token)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["nobody", "", "x" * 300, "a\0b"])
+def test_revoke_of_nobody_is_an_error(name: str) -> None:
+    with pytest.raises(CommandError, match="no user"):
+        run(name, command="accesspass_revoke")

@@ -177,3 +177,23 @@ def test_user_ids_are_short_and_random() -> None:
     found = {new_user_id() for _ in range(100)}
     assert len(found) == 100
     assert {len(x) for x in found} == {12}
+
+
+class _Replicas:
+    """A router that reads from a replica, which is behind."""
+
+    def db_for_read(self, model: type, **hints: Any) -> str:
+        raise AssertionError("a replica was read")
+
+    def db_for_write(self, model: type, **hints: Any) -> str:
+        return "default"
+
+
+def test_aliases_are_kept_by_what_the_primary_says(user: Any) -> None:
+    Account.objects.for_user(user)
+    user.email = "robert@example.com"
+    with override_settings(DATABASE_ROUTERS=[_Replicas()]):
+        user.save()
+    held = set(Identifier.objects.values_list("value", flat=True))
+    assert "robert@example.com" in held
+    assert "bob@example.com" not in held

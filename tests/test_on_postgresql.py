@@ -12,22 +12,27 @@ import pytest
 
 from tests.servers import require_postgresql, shared_postgresql
 
-FILES = (
-    "test_background.py",
-    "test_receivers.py",
-    "test_records.py",
-    "test_sessions.py",
-    "test_sessions_upkeep.py",
-    "test_triggers.py",
-)
+#: Each file, and what of it every run has; the pipeline has all.
+FILES = {
+    "test_background.py": "lease",
+    "test_receivers.py": "bulk or rehash",
+    "test_records.py": "permissions or serializers or time_zone",
+    "test_sessions.py": "refresh or rotation or reuse or thread or limit or overtaken",
+    "test_sessions_upkeep.py": "",
+    "test_triggers.py": "",
+}
+RUNS = [
+    *FILES.items(),
+    *(pytest.param(file, "", marks=pytest.mark.pipeline) for file in FILES if FILES[file]),
+]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_all_of_it_holds_on_postgresql_too(file: str) -> None:
+@pytest.mark.parametrize(("file", "chosen"), RUNS)
+def test_it_holds_on_postgresql_too(file: str, chosen: str) -> None:
     require_postgresql()
     name = f"project_{secrets.token_hex(4)}"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n0", "-q", str(Path(__file__).parent / file)],
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-k", chosen, Path(__file__).parent / file],
         env={**os.environ, "ACCESSPASS_TEST_DATABASE": shared_postgresql().url(name)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import models
 from django.test import RequestFactory
 from django.utils import timezone
 from rest_framework.request import Request
@@ -11,6 +12,7 @@ from rest_framework.views import APIView
 
 from accesspass.models import Account
 from accesspass.permissions import HasClaim, IsEmailConfirmed
+from accesspass.records import SessionRecord
 from accesspass.testing import login
 
 
@@ -51,6 +53,38 @@ def test_an_address_changed_after_the_confirmation_is_unconfirmed(
     user.email = "robert@example.com"
     user.save()
     assert api.get("/confirmed/").status_code == 403
+
+
+class Role(models.TextChoices):
+    ADMIN = "admin"
+    EDITOR = "editor"
+
+
+class Level(models.IntegerChoices):
+    LOW = 1
+
+
+@pytest.mark.parametrize(
+    ("claims", "asked", "let_in"),
+    [
+        ({"role": "admin"}, {"role": Role.ADMIN}, True),
+        ({"role": "admin"}, {"role": Role.EDITOR}, False),
+        ({"role": "admin"}, {"role": [Role.EDITOR, Role.ADMIN]}, True),
+        ({"level": 1}, {"level": Level.LOW}, True),
+        ({"level": True}, {"level": Level.LOW}, False),
+    ],
+)
+def test_a_member_of_an_enum_means_its_value(
+    user: Any, claims: dict[str, Any], asked: dict[str, Any], let_in: bool
+) -> None:
+    record = SessionRecord(b"x" * 16, claims, {}, True, None, 0)
+    request = APIRequestFactory().get("/")
+    force_authenticate(request, user=user, token=record)  # type: ignore[arg-type]
+    drf = APIView().initialize_request(request)
+    permission = HasClaim(**asked)
+    assert permission.has_permission(drf, APIView()) is let_in
+    # Turned around it must refuse whom it let in.
+    assert (~permission)().has_permission(drf, APIView()) is not let_in
 
 
 def test_a_claim_lets_in_and_its_absence_does_not(

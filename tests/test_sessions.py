@@ -230,6 +230,13 @@ def test_a_session_ends_when_its_lifetime_is_over(user: Any) -> None:
         sessions.refresh(pair.refresh_token)
 
 
+@pytest.mark.parametrize("lifetime", [0, -1, float("nan"), float("inf"), 10**12])
+def test_a_lifetime_that_is_none_is_refused(user: Any, lifetime: float) -> None:
+    with pytest.raises(ValueError, match="lifetime"):
+        sessions.start(user, lifetime=lifetime)
+    assert not Session.objects.exists()
+
+
 def test_an_access_token_does_not_outlive_its_session(user: Any) -> None:
     pair = sessions.start(user, lifetime=60)
     token = parse(TokenType.ACCESS, pair.access_token)

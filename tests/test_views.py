@@ -304,7 +304,16 @@ def test_a_logout_is_idempotent_and_tells_nothing(api: APIClient, user: Any) -> 
     pair = sessions.start(user)
     for token in (pair.access_token, pair.access_token, "ap_at_" + "A" * 76, "\xff"):
         assert post(api, "logout", {}, **bearer(token)).status_code == 204
-    for token in (pair.refresh_token, "ap_rt_" + "A" * 76, "nonsense"):
+    for token in (
+        pair.refresh_token,
+        "ap_rt_" + "A" * 76,
+        "nonsense",
+        "x" * 300,
+        None,
+        7,
+        ["x"],
+        {},
+    ):
         assert post(api, "logout", {"refresh_token": token}).status_code == 204
 
 
