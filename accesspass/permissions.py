@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 from rest_framework.permissions import BasePermission, OperationHolderMixin
 
 from accesspass.exceptions import EmailNotConfirmed
-from accesspass.sessions import SessionRecord
+from accesspass.session_cache import SessionRecord
 
 if TYPE_CHECKING:
     from rest_framework.request import Request

@@ -1,4 +1,4 @@
-"""The record of a session: what an authorised request needs, and the cache it is kept in.
+"""The record of a session, made from the rows: what an authorised request needs.
 
 A record is plain data: the digests of the live access tokens, the recorded fields of the user, the
 claims, whether the address is confirmed, and when the session ends. What stands in it was read
@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import time
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib.auth import get_user_model
-from django.core.cache import caches
 from django.db import models, router
 from django.utils.timezone import now
 
 from accesspass.conf import conf
 from accesspass.models import Account, Session
+from accesspass.session_cache import (
+    DEAD,
+    FORMAT,
+    RecordCache,
+    SessionRecord,
+    field_label,
+    find,
+    key,
+    open_cache,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -52,167 +58,6 @@ __all__ = [
     "recorded_fields",
 ]
 
-logger = logging.getLogger("accesspass.sessions")
-
-#: What stands in the cache for a session that has ended.
-DEAD = "dead"
-_FORMAT = 1
-
-
-class SessionRecord:
-    """``request.auth``: what is known of the session without a query.
-
-    ``claims`` are what permissions read, ``meta`` is what the client said of itself and nobody may
-    trust; ``expires_at`` is when the session ends, in Unix
-    seconds, None for never; ``access_expires_at`` is when this access token does.
-    """
-
-    __slots__ = ("_id", "access_expires_at", "claims", "email_confirmed", "expires_at", "meta")
-
-    def __init__(
-        self,
-        id: bytes,
-        claims: dict[str, Any],
-        meta: dict[str, Any],
-        email_confirmed: bool,
-        expires_at: float | None,
-        access_expires_at: int,
-    ) -> None:
-        self._id = id
-        self.claims = claims
-        self.meta = meta
-        self.email_confirmed = email_confirmed
-        self.expires_at = expires_at
-        self.access_expires_at = access_expires_at
-
-    @property
-    def id(self) -> uuid.UUID:
-        return uuid.UUID(bytes=self._id)
-
-    @property
-    def expires_in(self) -> int:
-        """For how many whole seconds more the access token is good."""
-        return max(0, int(self.access_expires_at - open_cache().now()))
-
-    def __repr__(self) -> str:
-        return f"<SessionRecord {self.id}>"
-
-
-class RecordCache(Protocol):
-    """What is used of the cache, whichever kind stands under the alias."""
-
-    @property
-    def CacheError(self) -> type[Exception]: ...
-    @property
-    def ValueRefused(self) -> type[Exception]: ...
-    @property
-    def max_staleness(self) -> float: ...
-
-    def get(self, key: str) -> Any: ...
-    def publish(
-        self, key: str, value: Any, revision: int, timeout: float, mark: Any = None
-    ) -> bool: ...
-    def fill(
-        self,
-        key: str,
-        value: Any,
-        revision: int,
-        timeout: float,
-        mark: Any,
-        *,
-        marker: bool = False,
-    ) -> bool: ...
-    def mark(self) -> Any: ...
-    def forget(self, key: str) -> None: ...
-    def now(self) -> float: ...
-    def before_fresh(self, callback: Callable[[], None]) -> None: ...
-
-
-class _PlainCache:
-    """The same names over a cache that knows neither revisions nor an order.
-
-    It only ever adds what is new and deletes what changed, so an old record is not put back over
-    a newer one; but a read that overlaps a revocation may, for the lifetime of an access token.
-    System checks say so.
-    """
-
-    max_staleness = 0.0
-
-    class CacheError(Exception):
-        """The cache failed, in whatever way."""
-
-    class ValueRefused(CacheError):
-        """Never raised: such a cache does not say which of its errors are of this kind."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def _try(self, call: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return call(*args)
-        except Exception as error:
-            raise self.CacheError(str(error)) from error
-
-    def get(self, key: str) -> Any:
-        try:
-            return self._cache.get(key)
-        except Exception:  # every backend has errors of its own; the row decides
-            logger.warning("cache.failed: the sessions cache cannot be read", exc_info=True)
-            return None
-
-    def publish(
-        self, key: str, value: Any, revision: int, timeout: float, mark: Any = None
-    ) -> bool:
-        if value == DEAD:
-            self._try(self._cache.set, key, value, timeout)
-        elif revision == 1:
-            self._try(self._cache.add, key, value, timeout)
-        else:
-            self._try(self._cache.delete, key)
-        return True
-
-    def fill(
-        self,
-        key: str,
-        value: Any,
-        revision: int,
-        timeout: float,
-        mark: Any,
-        *,
-        marker: bool = False,
-    ) -> bool:
-        try:
-            (self._cache.set if marker else self._cache.add)(key, value, timeout)
-        except Exception:  # noqa: BLE001 - as in get
-            return False
-        return True
-
-    def mark(self) -> Any:
-        return None
-
-    def forget(self, key: str) -> None:
-        try:
-            self._cache.delete(key)
-        except Exception:
-            logger.warning("cache.failed: the sessions cache cannot be written", exc_info=True)
-
-    def now(self) -> float:
-        return time.time()
-
-    def before_fresh(self, callback: Callable[[], None]) -> None:
-        pass
-
-
-def open_cache() -> RecordCache:
-    """Return the cache under the alias ``ACCESSPASS["CACHE"]``, whatever its kind."""
-    cache: Any = caches[conf.CACHE]
-    return cache if hasattr(cache, "publish") else _PlainCache(cache)
-
-
-def key(session_id: bytes) -> str:
-    """Return the cache key of a session."""
-    return "session:" + session_id.hex()
-
 
 class _Layout(NamedTuple):
     """Which fields of the user model are recorded, in the order of its columns."""
@@ -234,7 +79,14 @@ def _layout(model: Any, extra: tuple[str, ...]) -> _Layout:
         for field in options.concrete_fields
         if field.primary_key or field.name in wanted or field.attname in wanted
     )
-    return _Layout(f"{options.label}:{','.join(names)}", names, names.index(options.pk.attname))
+    by_name = {field.name: field.attname for field in options.concrete_fields}
+    username, email = (
+        by_name.get(getattr(model, attribute, ""), "")
+        for attribute in ("USERNAME_FIELD", "EMAIL_FIELD")
+    )
+    pk: str = options.pk.attname
+    label = field_label(options.label, names, (pk, username, email))
+    return _Layout(label, names, names.index(pk))
 
 
 def build(session: Session, user: AbstractBaseUser) -> list[Any]:
@@ -242,7 +94,7 @@ def build(session: Session, user: AbstractBaseUser) -> list[Any]:
     layout = _layout(type(user), conf.USER_FIELDS)
     account = account_of(user)
     return [
-        _FORMAT,
+        FORMAT,
         [[bytes.fromhex(digest), expires] for digest, expires in session.access_tokens],
         layout.label,
         [getattr(user, name) for name in layout.names],
@@ -272,14 +124,14 @@ def account_of(user: AbstractBaseUser) -> Account:
 
 def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, SessionRecord] | None:
     """Return the user and session if the token is on record and good, else None."""
-    if not is_readable(record):
+    found = find(token, record, now)
+    if found is None:
         return None
-    _, tokens, _, values, claims, meta, email_confirmed, expires_at = record
-    expires = next((expires for digest, expires in tokens if digest == token.digest), 0)
-    if expires <= now or (expires_at is not None and expires_at <= now):
-        return None
+    session, label, values = found
     model = get_user_model()
     layout = _layout(model, conf.USER_FIELDS)
+    if label != layout.label:
+        return None
     user: Any
     if conf.USER_FROM_RECORD:
         user = _restore(model, layout, values)
@@ -288,7 +140,7 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
         user = users.filter(pk=values[layout.pk]).first()
         if user is None or not getattr(user, "is_active", True):
             return None
-    return user, SessionRecord(token.id, claims, meta, email_confirmed, expires_at, expires)
+    return user, session
 
 
 def _restore(model: Any, layout: _Layout, values: list[Any]) -> Any:
@@ -327,7 +179,7 @@ def _made_up(field: Any) -> Any:
 
 def is_readable(record: Any) -> bool:
     """Whether a live record was made by a process with this release, user model and USER_FIELDS."""
-    if type(record) is not list or record[:1] != [_FORMAT]:
+    if type(record) is not list or record[:1] != [FORMAT]:
         return False
     model: Any = get_user_model()
     return bool(record[2] == _layout(model, conf.USER_FIELDS).label)
