@@ -19,6 +19,7 @@ from rest_framework.views import APIView
 
 from accesspass import accounts, background, sessions
 from accesspass.authentication import TokenAuthentication, sent_token
+from accesspass.bearer import challenge
 from accesspass.conf import conf
 from accesspass.exceptions import (
     AccessPassError,
@@ -102,7 +103,7 @@ class _AuthView(APIView):
             headers["Retry-After"] = str(max(1, round(wait)))
         if status == 401:
             refused = code == InvalidToken.code
-            headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if refused else "Bearer"
+            headers["WWW-Authenticate"] = challenge(refused)
         response = Response(body, status=status, headers=headers)
         response.exception = True
         return response
