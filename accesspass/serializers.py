@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import IO, Any, NoReturn
 
 from django.utils.translation import gettext_lazy as _
@@ -12,13 +13,15 @@ from rest_framework.exceptions import ParseError
 
 from accesspass.accounts import json_problem, username_is_email
 from accesspass.conf import conf
-from accesspass.models import email_field
+from accesspass.devices import device_name
+from accesspass.models import Session, email_field
 
 __all__ = [
     "LoginSerializer",
     "LogoutSerializer",
     "RefreshSerializer",
     "RegisterSerializer",
+    "SessionSerializer",
     "StrictJSONParser",
 ]
 
@@ -77,6 +80,17 @@ class _PasswordField(_TextField):
         return super().run_validation(data)
 
 
+class _Instant(serializers.Field[Any, Any, str, Any]):
+    """A time in UTC (RFC 3339), whatever format and time zone the project's own API has."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(read_only=True, **kwargs)
+
+    def to_representation(self, value: datetime) -> str:
+        instant = datetime.fromtimestamp(int(value.timestamp()), tz=timezone.utc)
+        return instant.isoformat().replace("+00:00", "Z")
+
+
 class RegisterSerializer(serializers.Serializer[Any]):
     """`username` may be left out where the user model's username is the e-mail address, and `email`
     too if `username` holds that address."""
@@ -130,3 +144,21 @@ class _AnyField(serializers.Field[Any, Any, Any, Any]):
 
 class LogoutSerializer(serializers.Serializer[Any]):
     refresh_token = _AnyField(required=False)
+
+
+class SessionSerializer(serializers.Serializer[Session]):
+    """A session as its user sees it. `context["current"]` is the id of the request's own."""
+
+    id = serializers.UUIDField()
+    device = serializers.SerializerMethodField()
+    ip = serializers.IPAddressField()
+    created_at = _Instant()
+    last_used_at = _Instant()
+    expires_at = _Instant()
+    current = serializers.SerializerMethodField()
+
+    def get_device(self, session: Session) -> str:
+        return session.name or device_name(session.user_agent)
+
+    def get_current(self, session: Session) -> bool:
+        return bool(session.pk == self.context["current"])

@@ -58,6 +58,7 @@ __all__ = [
     "authenticate",
     "client_address",
     "join",
+    "live",
     "lock_account",
     "logout",
     "publish_now",
@@ -711,9 +712,41 @@ def revoke_all(
     return ended.acknowledged
 
 
+def live(user: AbstractBaseUser) -> list[Session]:
+    """Return the sessions of a user that can still be used, the one refreshed last first."""
+    database = router.db_for_write(Session)
+    rows = (
+        Session.objects.using(database)
+        .select_related("user")
+        .annotate(clock=Now())
+        .filter(user=user.pk, revoked_at=None)
+        .order_by("-last_used_at", "pk")
+    )
+    return [row for row in rows if _why_dead(row) is None and not _is_idle(row)]
+
+
+def _everywhere(session_id: uuid.UUID, *, reason: str) -> bool:
+    """End every session of the user whose live session this is. Returns as ``revoke`` does."""
+    database = router.db_for_write(Session)
+    session = _select(database, session_id.bytes)
+    if session is None or session.user is None:
+        return revoke(session_id, reason=reason)
+    if _why_dead(session) is None:
+        return revoke_all(session.user, reason=reason)
+    # A dead one ends nothing; but what an earlier attempt has left pending is published.
+    with transaction.atomic(using=database):
+        ended = _end(database, Q(user=session.user_id, revoked_at__isnull=False), reason)
+    return ended.acknowledged
+
+
 @sensitive_variables()
-def logout(*, access_token: object = None, refresh_token: object = None) -> bool:
+def logout(
+    *, access_token: object = None, refresh_token: object = None, everywhere: bool = False
+) -> bool:
     """End the session of an access token, or of a refresh token of any generation.
+
+    With ``everywhere`` end all sessions of its user, unless that session has ended already: a
+    token that was thrown away does nothing any more.
 
     It is idempotent and tells nothing (RFC 7009 §2.2): live, dead, forged and unknown tokens get
     the same answer. Returns as ``revoke`` does.
@@ -738,7 +771,8 @@ def logout(*, access_token: object = None, refresh_token: object = None) -> bool
                 continue
             raise InvalidToken
         ended = True
-        acknowledged &= revoke(uuid.UUID(bytes=token.id), reason="logout")
+        end = _everywhere if everywhere else revoke
+        acknowledged &= end(uuid.UUID(bytes=token.id), reason="logout")
     return acknowledged
 
 

@@ -15,4 +15,8 @@ urlpatterns = [
     path("refresh/", views.RefreshView.as_view(), name="refresh"),
     path("check/", views.CheckView.as_view(), name="check"),
     path("logout/", views.LogoutView.as_view(), name="logout"),
+    path("logout/all/", views.LogoutAllView.as_view(), name="logout-all"),
+    path("sessions/", views.SessionListView.as_view(), name="session-list"),
+    # Not <uuid:…>: what is none is answered by the view, in JSON.
+    path("sessions/<str:session_id>/", views.SessionDetailView.as_view(), name="session-detail"),
 ]

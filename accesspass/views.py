@@ -35,6 +35,7 @@ from accesspass.serializers import (
     LogoutSerializer,
     RefreshSerializer,
     RegisterSerializer,
+    SessionSerializer,
     StrictJSONParser,
 )
 
@@ -45,7 +46,16 @@ if TYPE_CHECKING:
 
     from accesspass.sessions import SessionRecord, TokenPair
 
-__all__ = ["CheckView", "LoginView", "LogoutView", "RefreshView", "RegisterView"]
+__all__ = [
+    "CheckView",
+    "LoginView",
+    "LogoutAllView",
+    "LogoutView",
+    "RefreshView",
+    "RegisterView",
+    "SessionDetailView",
+    "SessionListView",
+]
 
 _Errors = dict[str, list[dict[str, str]]]
 
@@ -181,17 +191,58 @@ class LogoutView(_AuthView):
     """
 
     serializer_class = LogoutSerializer
+    everywhere = False
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        acknowledged = sessions.logout(
-            access_token=sent_token(request._request),
-            refresh_token=self.body(request).get("refresh_token"),
+        return _ended(
+            sessions.logout(
+                access_token=sent_token(request._request),
+                refresh_token=self.body(request).get("refresh_token"),
+                everywhere=self.everywhere,
+            )
         )
-        # This view runs outside of transactions but in a TestCase, where nothing is ever
-        # committed, so nothing acknowledged; the session is refused at once all the same.
-        in_test_case = connections[router.db_for_write(Session)].in_atomic_block
-        return Response(status=204) if acknowledged or in_test_case else _pending()
+
+
+class LogoutAllView(LogoutView):
+    """POST: end every session of the user whose token it is."""
+
+    everywhere = True
+
+
+class SessionListView(_AuthView):
+    """GET: the user's live sessions, the one used last first."""
+
+    authentication_classes = [TokenAuthentication]
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request: Request) -> Response:
+        live = sessions.live(cast("AbstractBaseUser", request.user))
+        current = cast("SessionRecord", request.auth).id
+        context = {"current": current}
+        return Response([SessionSerializer(x, context=context).data for x in live])
+
+
+class SessionDetailView(_AuthView):
+    """DELETE: end one of the user's live sessions; anybody else's is not found."""
+
+    authentication_classes = [TokenAuthentication]
+    permission_classes = [IsAuthenticated]
+
+    def delete(self, request: Request, session_id: str) -> Response:
+        live = sessions.live(cast("AbstractBaseUser", request.user))
+        found = next((x for x in live if str(x.pk) == session_id.lower()), None)
+        if found is None:
+            raise NotFound
+        return _ended(sessions.revoke(found.pk))
+
+
+def _ended(acknowledged: bool) -> Response:
+    """The answer of a view that ends sessions."""
+    # These views run outside of transactions but in a TestCase, where nothing is ever committed, so
+    # nothing acknowledged; the session is refused at once all the same.
+    in_test_case = connections[router.db_for_write(Session)].in_atomic_block
+    return Response(status=204) if acknowledged or in_test_case else _pending()
 
 
 def _pending() -> Response:
