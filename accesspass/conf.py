@@ -6,10 +6,12 @@ Durations come out in seconds, whether the project wrote a number or a `timedelt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.utils.module_loading import import_string
@@ -30,10 +32,6 @@ NOT_YET = frozenset(
     {
         "CONFIRM_LOGS_IN",
         "EMAIL_KEY_LIFETIMES",
-        "INTROSPECTION_CLIENTS",
-        "INTROSPECTION_ID",
-        "INTROSPECTION_SECRET",
-        "INTROSPECTION_URL",
         "LINKS",
         "MAIL_DELIVERY",
         "REFRESH_COOKIE",
@@ -160,6 +158,38 @@ def _header(value: Any) -> str | None:
     return None if good else "must be the name of a header: ASCII letters, digits and hyphens"
 
 
+def _clients(value: Any) -> str | None:
+    good = isinstance(value, dict) and all(
+        isinstance(client, str)
+        and client.isascii()
+        and client.isprintable()
+        and client.strip()
+        and ":" not in client
+        and isinstance(digest, str)
+        and re.fullmatch(r"[0-9a-fA-F]{64}", digest)
+        for client, digest in value.items()
+    )
+    wanted = "must be a dict of client ids (ASCII, no colon), each with the SHA-256 of its secret "
+    return None if good else wanted + "in hex"
+
+
+def _service_url(value: Any) -> str | None:
+    wanted = "must be an https:// URL (http:// on loopback alone), without user, query and fragment"
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except (AttributeError, TypeError, ValueError):
+        return wanted
+    loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    good = (
+        isinstance(value, str)
+        and (parts.scheme == "https" or (parts.scheme == "http" and loopback))
+        and parts.hostname
+        and not (parts.username or parts.password or parts.query or parts.fragment)
+    )
+    return None if good else wanted
+
+
 class Conf:
     """The options as typed attributes. Use the instance, `accesspass.conf.conf`."""
 
@@ -227,6 +257,19 @@ class Conf:
 
     USER_FROM_RECORD = Option[bool](True, _flag)
     """Whether `request.user` is built from the session record, or loaded by one query."""
+
+    INTROSPECTION_CLIENTS = Option["dict[str, str]"]({}, _clients)
+    """The services that may call `introspect/` and `revoke/`: client id to SHA-256 of its secret,
+    in hex."""
+
+    INTROSPECTION_URL = Option["str | None"](None, _optional(_service_url))
+    """On a resource server: the whole URL of the authorization server's `introspect/`."""
+
+    INTROSPECTION_ID = Option["str | None"](None, _optional(_text))
+    """On a resource server: the client id under which the authorization server knows it."""
+
+    INTROSPECTION_SECRET = Option["str | None"](None, _optional(_text))
+    """On a resource server: the secret of that client."""
 
     def hooks(self) -> Hooks:
         """Return the project's hooks: one instance per dotted path and process."""

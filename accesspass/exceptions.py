@@ -17,6 +17,7 @@ __all__ = [
     "EmailNotConfirmed",
     "EmailTaken",
     "Invalid",
+    "InvalidClient",
     "InvalidCredentials",
     "InvalidKey",
     "InvalidToken",
@@ -65,6 +66,14 @@ class InvalidCredentials(AccessPassError):
     code = "invalid_credentials"
     status = 401
     default_detail = _("Wrong username or password.")
+
+
+class InvalidClient(AccessPassError):
+    """A service that did not prove to be one of INTROSPECTION_CLIENTS (RFC 6749 §5.2)."""
+
+    code = "invalid_client"
+    status = 401
+    default_detail = _("The client is not known.")
 
 
 class InvalidToken(AccessPassError):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import IO, Any, NoReturn
 
+from django.core.exceptions import TooManyFieldsSent
+from django.http import QueryDict
 from django.utils.translation import gettext_lazy as _
 from rest_framework import parsers, serializers
 from rest_framework.exceptions import ParseError
@@ -22,7 +24,9 @@ __all__ = [
     "RefreshSerializer",
     "RegisterSerializer",
     "SessionSerializer",
+    "StrictFormParser",
     "StrictJSONParser",
+    "TokenSerializer",
 ]
 
 
@@ -47,6 +51,25 @@ class StrictJSONParser(parsers.JSONParser):
             raise serializers.ValidationError({"non_field_errors": [_("Send a JSON object.")]})
         if problem := json_problem(data):
             raise ParseError(problem)
+        return data
+
+
+class StrictFormParser(parsers.FormParser):
+    """A form in UTF-8, whatever charset the request names, with each parameter once (RFC 6749
+    §3.2)."""
+
+    def parse(  # type: ignore[override] # the stubs name a class that is only theirs
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> QueryDict:
+        try:
+            data = QueryDict(stream.read(), encoding="utf-8")
+        except TooManyFieldsSent:
+            raise ParseError(_("The form has too many fields.")) from None
+        if any(len(values) > 1 for _name, values in data.lists()):
+            raise ParseError(_("The form has a parameter twice."))
         return data
 
 
@@ -144,6 +167,12 @@ class _AnyField(serializers.Field[Any, Any, Any, Any]):
 
 class LogoutSerializer(serializers.Serializer[Any]):
     refresh_token = _AnyField(required=False)
+
+
+class TokenSerializer(serializers.Serializer[Any]):
+    """Of RFC 7662 and RFC 7009. `token_type_hint` is not needed: a token says what it is."""
+
+    token = _TextField(trim_whitespace=False)
 
 
 class SessionSerializer(serializers.Serializer[Session]):

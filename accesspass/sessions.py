@@ -57,6 +57,7 @@ __all__ = [
     "aauthenticate",
     "authenticate",
     "client_address",
+    "introspect",
     "join",
     "live",
     "lock_account",
@@ -245,6 +246,19 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         return _from_cache(cache, token) or _from_database(cache, token)
     except (OperationalError, InterfaceError) as error:
         raise Unavailable from error
+
+
+def introspect(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
+    """The same, decided by the row alone, at the cost of one query.
+
+    Who asks from elsewhere may keep the answer for ``MAX_STALENESS``. One from memory may be that
+    old already.
+    """
+    token = parse(TokenType.ACCESS, access_token)
+    cache = _cache()
+    if token is None or not token.is_authentic() or token.number <= cache.now():
+        raise InvalidToken
+    return _from_database(cache, token)
 
 
 def join() -> None:

@@ -19,4 +19,6 @@ urlpatterns = [
     path("sessions/", views.SessionListView.as_view(), name="session-list"),
     # Not <uuid:…>: what is none is answered by the view, in JSON.
     path("sessions/<str:session_id>/", views.SessionDetailView.as_view(), name="session-detail"),
+    path("introspect/", views.IntrospectView.as_view(), name="introspect"),
+    path("revoke/", views.RevokeView.as_view(), name="revoke"),
 ]

@@ -18,12 +18,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accesspass import accounts, background, sessions
-from accesspass.authentication import TokenAuthentication, sent_token
+from accesspass.authentication import TokenAuthentication, sent_token, service_of
 from accesspass.bearer import challenge
 from accesspass.conf import conf
 from accesspass.exceptions import (
     AccessPassError,
     Invalid,
+    InvalidClient,
     InvalidToken,
     NotFound,
     TokenRequired,
@@ -36,7 +37,9 @@ from accesspass.serializers import (
     RefreshSerializer,
     RegisterSerializer,
     SessionSerializer,
+    StrictFormParser,
     StrictJSONParser,
+    TokenSerializer,
 )
 
 if TYPE_CHECKING:
@@ -48,11 +51,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckView",
+    "IntrospectView",
     "LoginView",
     "LogoutAllView",
     "LogoutView",
     "RefreshView",
     "RegisterView",
+    "RevokeView",
     "SessionDetailView",
     "SessionListView",
 ]
@@ -235,6 +240,74 @@ class SessionDetailView(_AuthView):
         if found is None:
             raise NotFound
         return _ended(sessions.revoke(found.pk))
+
+
+class _ServiceView(_AuthView):
+    """For registered services: a form, with HTTP Basic credentials.
+
+    Errors carry `error` too, as RFC 6749 §5.2 names it.
+    """
+
+    parser_classes = [StrictFormParser]
+    serializer_class = TokenSerializer
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        if service_of(request._request) is None:
+            raise InvalidClient
+        super().initial(request, *args, **kwargs)
+
+    def handle_exception(self, exc: Exception) -> Response:
+        response = super().handle_exception(exc)
+        if response.status_code == 401:
+            response["WWW-Authenticate"] = 'Basic realm="accesspass", charset="UTF-8"'
+            response.data["error"] = InvalidClient.code
+        elif response.status_code == 400:
+            response.data["error"] = "invalid_request"
+        return response
+
+
+class IntrospectView(_ServiceView):
+    """POST: what an access token stands for (RFC 7662). Of any other token nothing is told."""
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        try:
+            user, session = sessions.introspect(self.body(request)["token"])
+        except InvalidToken:
+            return Response({"active": False})
+        shown = accounts.describe(user, session.meta)
+        answer: dict[str, Any] = {
+            "active": True,
+            "token_type": "Bearer",
+            "sub": shown["id"],
+            "username": shown["username"],
+            "exp": session.access_expires_at,
+            "sid": str(session.id),
+            "email": shown["email"],
+            "email_confirmed": session.email_confirmed,
+            "claims": session.claims,
+            "meta": session.meta,
+            "session_exp": session.expires_at,
+        }
+        if isinstance(scope := session.claims.get("scope"), str):
+            answer["scope"] = scope
+        return Response(answer)
+
+
+class RevokeView(_ServiceView):
+    """POST: end the session of an access or refresh token (RFC 7009).
+
+    The answer is 200 for every token, since a token that is not good is what was asked for.
+    """
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        token = self.body(request)["token"]
+        try:
+            response = _ended(sessions.logout(access_token=token, refresh_token=token))
+        except InvalidToken:  # an access token that has expired proves nothing, and ends nothing
+            return Response({})
+        return Response(response.data or {})
 
 
 def _ended(acknowledged: bool) -> Response:
