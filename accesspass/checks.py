@@ -9,12 +9,14 @@
 | E005 | HOOKS names no subclass of Hooks |
 | E006 | the user model cannot be built from a session record without a query |
 | E007 | USER_FIELDS names a field that the user model does not have, or the password |
+| E010 | a resource server cannot ask the authorization server |
 | W001 | BASE_URL is missing |
 | W002 | the cache cannot order its writes, so a revocation may be missed |
 | W003 | the cache keeps nothing, so every request makes a query |
 | W004 | the cache belongs to one process, so others do not hear of a revocation |
 | W005 | sessions never end (`--deploy`) |
 | W006 | idle sessions never end (`--deploy`) |
+| W010 | a resource server and its authorization server may have different keys |
 """
 
 from __future__ import annotations
@@ -39,13 +41,65 @@ from accesspass import records
 from accesspass.conf import NOT_YET, Conf, conf
 from accesspass.hooks import Hooks
 
-__all__ = ["check_cache", "check_deployment", "check_options", "check_user_model"]
+__all__ = [
+    "check_cache",
+    "check_deployment",
+    "check_options",
+    "check_resource_server",
+    "check_user_model",
+]
 
 
 def check_options(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Check every key and value of ACCESSPASS."""
+    found = _check_values()
+    given = getattr(settings, "ACCESSPASS", {})
+    if isinstance(given, dict) and not given.get("BASE_URL"):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['BASE_URL'] is missing.",
+                hint="Set it to the address of your front end, as in 'https://app.example.com': "
+                "links in e-mails begin with it.",
+                id="accesspass.W001",
+            )
+        )
+    return found
+
+
+def check_resource_server(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check what a resource server needs of ACCESSPASS and of its cache."""
+    found = _check_values()
+    given = getattr(settings, "ACCESSPASS", {})
+    if not isinstance(given, dict):
+        return found
+    wanted = ("INTROSPECTION_URL", "INTROSPECTION_ID", "INTROSPECTION_SECRET")
+    if missing := [name for name in wanted if not given.get(name)]:
+        found.append(
+            Error(
+                f"ACCESSPASS has no {', '.join(missing)}.",
+                hint="Without it, what this process does not hold in memory is answered with 503.",
+                id="accesspass.E010",
+            )
+        )
+    cache: dict[str, Any] = settings.CACHES.get(given.get("CACHE", "accesspass"), {})
+    options: dict[str, Any] = cache.get("OPTIONS", {})
+    if not given.get("TOKEN_KEYS") or not options.get("SIGNING_KEYS"):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['TOKEN_KEYS'] or the cache's OPTIONS['SIGNING_KEYS'] is not set.",
+                hint="Both must be the authorization server's. SECRET_KEY stands in for them, "
+                "which works only if the two projects share it; rather give each its own.",
+                id="accesspass.W010",
+            )
+        )
+    return found
+
+
+def _check_values() -> list[CheckMessage]:
     given = getattr(settings, "ACCESSPASS", {})
     if not isinstance(given, dict):
         return [Error("ACCESSPASS must be a dict.", id="accesspass.E001")]
@@ -73,15 +127,6 @@ def check_options(
             )
     if not found:
         found += _check_hooks()
-    if not given.get("BASE_URL"):
-        found.append(
-            CheckWarning(
-                "ACCESSPASS['BASE_URL'] is missing.",
-                hint="Set it to the address of your front end, as in 'https://app.example.com': "
-                "links in e-mails begin with it.",
-                id="accesspass.W001",
-            )
-        )
     return found
 
 

@@ -1,9 +1,11 @@
 """Settings of the example: SQLite, one machine, many workers.
 
 From the environment: ``ACCESSPASS_DEMO_DIR``, the folder of the database (default: this one),
-``DJANGO_SECRET_KEY``, and ``DJANGO_DEBUG`` (``1`` or ``0``, default ``0``).
+``DJANGO_SECRET_KEY``, ``DJANGO_DEBUG`` (``1`` or ``0``, default ``0``), and what it shares with the
+resource server beside it: ``ACCESSPASS_SHARED_KEY`` and ``ACCESSPASS_SERVICE_SECRET``.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,6 +13,10 @@ DATA = Path(os.environ.get("ACCESSPASS_DEMO_DIR", Path(__file__).resolve().paren
 
 # Good on this machine alone, as ALLOWED_HOSTS is. The demo passes a random one.
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY", "django-insecure-for-the-example-alone")
+# Known to the resource server too, which needs no SECRET_KEY of ours for it.
+SHARED_KEYS = [os.environ.get("ACCESSPASS_SHARED_KEY", "insecure-for-the-example-alone-" * 2)]
+# A real project writes down the digest alone.
+SERVICE_SECRET = os.environ.get("ACCESSPASS_SERVICE_SECRET", "insecure-secret")
 DEBUG = os.environ.get("DJANGO_DEBUG", "0") == "1"
 ALLOWED_HOSTS = ["127.0.0.1", "[::1]", "localhost"]
 
@@ -30,13 +36,18 @@ CACHES = {
     "accesspass": {
         "BACKEND": "accesspass.cache.ReplicatedCache",
         "LOCATION": "database:default",
+        "OPTIONS": {"SIGNING_KEYS": SHARED_KEYS},
     },
 }
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accesspass.authentication.TokenAuthentication"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
 }
-ACCESSPASS = {"BASE_URL": "http://localhost:8000"}
+ACCESSPASS = {
+    "BASE_URL": "http://localhost:8000",
+    "TOKEN_KEYS": SHARED_KEYS,
+    "INTROSPECTION_CLIENTS": {"notes": hashlib.sha256(SERVICE_SECRET.encode()).hexdigest()},
+}
 
 DATABASES = {
     "default": {

@@ -3,7 +3,7 @@
 The project is the one of the demo, on a SQLite database in a folder of its own. Two of its
 settings differ: passwords are hashed by MD5, because a good hash of 200 logins would take a
 minute, and a refresh token may be sent again for longer, because a killed server may need time to
-come back.
+come back. ``ResourceServer`` is the second project, beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from tests.servers import Server, free_port, make_folder
 
-__all__ = ["Answer", "Cluster"]
+__all__ = ["Answer", "Cluster", "ResourceServer"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SETTINGS = """\
@@ -30,17 +30,26 @@ from example_project.settings import *
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 ACCESSPASS = {**ACCESSPASS, "REFRESH_GRACE": 60}
+if "ACCESSPASS_LOCATION" in os.environ:
+    CACHES["accesspass"]["LOCATION"] = os.environ["ACCESSPASS_LOCATION"]
+"""
+_RESOURCE_SETTINGS = """\
+from example_project.resource_server.settings import *
+
+MIDDLEWARE = ["tests.connects.ReportConnects", *MIDDLEWARE]
 """
 _PATIENCE = 30.0  # seconds, for anything that is waited for
 
 
 class Answer(NamedTuple):
-    """What one request brought back: ``worker`` is the process id of who answered."""
+    """What one request brought back: ``worker`` is the process id of who answered, ``connects`` how
+    many connections a resource server opened for it."""
 
     status: int
     worker: int
     queries: int
     body: dict[str, Any]
+    connects: int = 0
 
 
 class Cluster(Server):
@@ -48,19 +57,27 @@ class Cluster(Server):
 
     Args:
         workers: how many sync workers serve it.
+        location: the cache's LOCATION, that of the example if empty.
     """
 
-    def __init__(self, workers: int = 4) -> None:
+    application = "example_project.wsgi:application"
+    probe = "/hello/"
+
+    def __init__(self, workers: int = 4, location: str = "") -> None:
         super().__init__(make_folder(), free_port())
         self.workers = workers
         (self.folder / "cluster_settings.py").write_text(_SETTINGS)
-        environment = {
+        self.environment = environment = {
             **os.environ,
             "ACCESSPASS_DEMO_DIR": str(self.folder),
+            "ACCESSPASS_SERVICE_SECRET": secrets.token_urlsafe(32),
+            "ACCESSPASS_SHARED_KEY": secrets.token_urlsafe(50),
             "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
             "DJANGO_SETTINGS_MODULE": "cluster_settings",
             "PYTHONPATH": os.pathsep.join([str(self.folder), str(_ROOT)]),
         }
+        if location:
+            environment["ACCESSPASS_LOCATION"] = location
         self.popen_options = {"env": environment}
         subprocess.run(
             [sys.executable, _ROOT / "manage.py", "migrate", "--verbosity=0"],
@@ -72,10 +89,10 @@ class Cluster(Server):
     def command(self) -> list[str]:
         command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
         command += ["--workers", str(self.workers), "--bind", f"{self.host}:{self.port}"]
-        return [*command, "--chdir", str(_ROOT), "example_project.wsgi:application"]
+        return [*command, "--chdir", str(_ROOT), self.application]
 
     def is_ready(self) -> bool:
-        return self.once("GET", "/hello/").status == 401
+        return self.once("GET", self.probe).status == 401
 
     # The client.
 
@@ -145,6 +162,31 @@ class Cluster(Server):
         return found
 
 
+class ResourceServer(Cluster):
+    """The example's resource server under gunicorn, beside the authorization server ``auth``.
+
+    Args:
+        settings: more lines for its settings.
+    """
+
+    application = "example_project.resource_server.wsgi:application"
+    probe = "/notes/"
+
+    def __init__(self, auth: Cluster, settings: str = "") -> None:
+        Server.__init__(self, make_folder(), free_port())
+        self.workers = 1
+        (self.folder / "resource_settings.py").write_text(_RESOURCE_SETTINGS + settings)
+        self.popen_options = {
+            "env": {
+                **auth.environment,
+                "ACCESSPASS_AUTH_URL": f"http://{auth.host}:{auth.port}/auth/",
+                "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
+                "DJANGO_SETTINGS_MODULE": "resource_settings",
+                "PYTHONPATH": os.pathsep.join([str(self.folder), str(_ROOT)]),
+            }
+        }
+
+
 def _request(method: str, path: str, token: str, body: Any) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close"]
@@ -166,4 +208,5 @@ def _answer(received: bytes) -> Answer:
         int(headers["x-demo-worker"]),
         int(headers["x-demo-queries"]),
         json.loads(content) if content else {},
+        int(headers.get("x-demo-connects", 0)),
     )

@@ -1,0 +1,21 @@
+"""The Django app of a resource server: system checks, and no models."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core.checks import register
+from django.utils.translation import gettext_lazy as _
+
+from accesspass import checks
+
+__all__ = ["ResourceServerConfig"]
+
+
+class ResourceServerConfig(AppConfig):
+    name = "accesspass.resource"
+    label = "accesspass_resource"
+    verbose_name = _("AccessPass resource server")
+
+    def ready(self) -> None:
+        register(checks.check_resource_server)
+        register(checks.check_cache)
