@@ -18,7 +18,7 @@ from django.contrib.auth import authenticate, get_user_model, password_validatio
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.signals import user_logged_in
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.db import IntegrityError, router, transaction
+from django.db import DatabaseError, IntegrityError, router, transaction
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
@@ -82,7 +82,13 @@ def log_in(
     if user is None:
         raise InvalidCredentials
     pair = sessions.start(user, request=request, name=name)
-    user_logged_in.send(sender=type(user), request=request, user=user)
+    try:
+        user_logged_in.send(sender=type(user), request=request, user=user)
+    except DatabaseError:
+        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
+        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
+            raise
+        raise InvalidCredentials from None
     return user, pair
 
 
