@@ -71,7 +71,7 @@ def user_deleting(instance: Any, **_: Any) -> None:
     The collector's own order is the reverse and would meet a refresh head on.
     """
     if isinstance(instance, get_user_model()):
-        sessions.revoke_all(instance, reason="user_deleted")
+        sessions.let_go(instance)
 
 
 def _reload_unchanged(instance: Any, update_fields: Sequence[str] | None) -> None:

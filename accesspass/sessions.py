@@ -59,6 +59,7 @@ __all__ = [
     "client_address",
     "introspect",
     "join",
+    "let_go",
     "live",
     "lock_account",
     "logout",
@@ -726,6 +727,21 @@ def revoke_all(
     return ended.acknowledged
 
 
+def let_go(user: AbstractBaseUser) -> None:
+    """End all sessions of a user who is about to be deleted, and remove what refers to the user.
+
+    The collector has looked for that before there was a lock: what a login has inserted since would
+    make the deletion fail.
+    """
+    database = router.db_for_write(Session)
+    with transaction.atomic(using=database):
+        if not lock_account(database, user.pk):
+            _lock_user(database, user.pk)
+        _end(database, Q(user=user.pk), "user_deleted")
+        Session.objects.using(database).filter(user=user.pk).update(user=None)
+        Account.objects.using(database).filter(pk=user.pk).delete()
+
+
 def live(user: AbstractBaseUser) -> list[Session]:
     """Return the sessions of a user that can still be used, the one refreshed last first."""
     database = router.db_for_write(Session)
@@ -835,9 +851,13 @@ def _lock_user(database: str, user_pk: Any) -> None:
     model._base_manager.using(database).filter(pk=user_pk).update(**{name: F(name)})
 
 
-def lock_account(database: str, user_pk: Any) -> None:
-    """Take the user's lock: whoever locks both takes the account before the sessions."""
-    Account.objects.using(database).filter(pk=user_pk).update(login_count=F("login_count"))
+def lock_account(database: str, user_pk: Any) -> bool:
+    """Take the user's lock: whoever locks both takes the account before the sessions.
+
+    Returns whether there is an account to lock.
+    """
+    accounts = Account.objects.using(database).filter(pk=user_pk)
+    return accounts.update(login_count=F("login_count")) > 0
 
 
 # Keep up with the user ------------------------------------------------------------------------
