@@ -177,9 +177,10 @@ def _guard(owner: int) -> None:
             time.sleep(0.1)
 
 
-def make_folder(*, for_nobody: bool = False) -> Path:
-    """Make a folder that goes when this process ends."""
-    path = tempfile.mkdtemp(prefix="accesspass-test-")
+def make_folder(*, for_nobody: bool = False, in_memory: bool = False) -> Path:
+    """Make a folder that goes when this process ends; in memory, if that can be had."""
+    memory = "/dev/shm" if in_memory and os.access("/dev/shm", os.W_OK) else None
+    path = tempfile.mkdtemp(prefix="accesspass-test-", dir=memory)
     _watch("folder", path)
     if for_nobody and _ROOT:
         shutil.chown(path, "nobody")
