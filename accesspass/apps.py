@@ -20,7 +20,7 @@ class AccessPassConfig(AppConfig):
         from django.core.checks import register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, receivers
+        from accesspass import accounts, checks, model_checks, receivers
 
         user = get_user_model()
         for signal, receiver in (
@@ -36,5 +36,5 @@ class AccessPassConfig(AppConfig):
                     signal.connect(receiver, sender=model, dispatch_uid=uid)
         register(checks.check_options)
         register(checks.check_cache)
-        register(checks.check_user_model)
+        register(model_checks.check_user_model)
         register(checks.check_deployment, deploy=True)

@@ -1,5 +1,7 @@
 """System checks: `accesspass.E…` must be mended, `accesspass.W…` says what is lost.
 
+None of these needs the models; those that do stand in `model_checks`.
+
 | id | what is wrong |
 |---|---|
 | E001 | ACCESSPASS is not a dict, or has a key that does not exist |
@@ -7,37 +9,31 @@
 | E003 | CACHES has no alias CACHE |
 | E004 | an option is not available yet |
 | E005 | HOOKS names no subclass of Hooks |
-| E006 | the user model cannot be built from a session record without a query |
-| E007 | USER_FIELDS names a field that the user model does not have, or the password |
-| E010 | a resource server cannot ask the authorization server |
+| E020 | a resource server cannot ask the authorization server |
 | W001 | BASE_URL is missing |
 | W002 | the cache cannot order its writes, so a revocation may be missed |
 | W003 | the cache keeps nothing, so every request makes a query |
 | W004 | the cache belongs to one process, so others do not hear of a revocation |
 | W005 | sessions never end (`--deploy`) |
 | W006 | idle sessions never end (`--deploy`) |
-| W010 | a resource server and its authorization server may have different keys |
+| W020 | a resource server and its authorization server may have different keys |
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.db import connections
 from django.utils.module_loading import import_string
 
-from accesspass import records
 from accesspass.conf import NOT_YET, Conf, conf
 from accesspass.hooks import Hooks
 
@@ -46,7 +42,6 @@ __all__ = [
     "check_deployment",
     "check_options",
     "check_resource_server",
-    "check_user_model",
 ]
 
 
@@ -82,7 +77,7 @@ def check_resource_server(
             Error(
                 f"ACCESSPASS has no {', '.join(missing)}.",
                 hint="Without it, what this process does not hold in memory is answered with 503.",
-                id="accesspass.E010",
+                id="accesspass.E020",
             )
         )
     cache: dict[str, Any] = settings.CACHES.get(given.get("CACHE", "accesspass"), {})
@@ -93,7 +88,7 @@ def check_resource_server(
                 "ACCESSPASS['TOKEN_KEYS'] or the cache's OPTIONS['SIGNING_KEYS'] is not set.",
                 hint="Both must be the authorization server's. SECRET_KEY stands in for them, "
                 "which works only if the two projects share it; rather give each its own.",
-                id="accesspass.W010",
+                id="accesspass.W020",
             )
         )
     return found
@@ -128,58 +123,6 @@ def _check_values() -> list[CheckMessage]:
     if not found:
         found += _check_hooks()
     return found
-
-
-def check_user_model(
-    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
-) -> list[CheckMessage]:
-    """Check that `request.user` can be made of a record: build one, and see that it asks nobody."""
-    if any(x.is_serious() for x in check_options()):
-        return []  # those come first
-    model: Any = get_user_model()
-    names = {name for x in model._meta.concrete_fields for name in (x.name, x.attname)}
-    found: list[CheckMessage] = [
-        Error(
-            f"ACCESSPASS['USER_FIELDS'] has {name!r}, which {_why_not(name)}.",
-            id="accesspass.E007",
-        )
-        for name in conf.USER_FIELDS
-        if name not in names or name == "password"
-    ]
-    if found or not conf.USER_FROM_RECORD:
-        return found
-    asked = False
-
-    def refuse(*args: Any) -> NoReturn:
-        nonlocal asked
-        asked = True
-        raise RuntimeError("a query was made")
-
-    with ExitStack() as stack:
-        for connection in connections.all():
-            stack.enter_context(connection.execute_wrapper(refuse))
-        try:
-            records.build_sample(model)
-        except Exception as error:  # noqa: BLE001 - whatever a model's own code raises
-            problem = f"fails: {type(error).__name__}: {error}"
-        else:
-            problem = "makes a query" if asked else ""
-    if problem:
-        found.append(
-            Error(
-                f"Building {model._meta.label} from a part of its fields {problem}.",
-                hint="Its __init__ or from_db needs what a session record does not hold. Set "
-                "ACCESSPASS['USER_FROM_RECORD'] to False: request.user is then loaded by a query.",
-                id="accesspass.E006",
-            )
-        )
-    return found
-
-
-def _why_not(name: str) -> str:
-    if name == "password":
-        return "is never put into a cache"
-    return f"{get_user_model()._meta.label} does not have"
 
 
 def check_cache(

@@ -9,8 +9,9 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
 
-from accesspass.checks import check_cache, check_deployment, check_options, check_user_model
+from accesspass.checks import check_cache, check_deployment, check_options
 from accesspass.conf import NOT_YET
+from accesspass.model_checks import check_user_model
 
 GOOD = {"BASE_URL": "https://app.example.com"}
 

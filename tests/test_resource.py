@@ -383,11 +383,11 @@ def test_the_checks_name_what_a_resource_server_lacks() -> None:
     }
     signed = {"OPTIONS": {"SIGNING_KEYS": keys}}
     assert found_by_checks(whole, **signed) == set()
-    assert found_by_checks(whole) == {"accesspass.W010"}
-    assert found_by_checks({**whole, "TOKEN_KEYS": None}, **signed) == {"accesspass.W010"}
+    assert found_by_checks(whole) == {"accesspass.W020"}
+    assert found_by_checks({**whole, "TOKEN_KEYS": None}, **signed) == {"accesspass.W020"}
     for name in ("INTROSPECTION_URL", "INTROSPECTION_ID", "INTROSPECTION_SECRET"):
         less = {x: y for x, y in whole.items() if x != name}
-        assert found_by_checks(less, **signed) == {"accesspass.E010"}
+        assert found_by_checks(less, **signed) == {"accesspass.E020"}
     assert found_by_checks([]) == {"accesspass.E001"}
 
 

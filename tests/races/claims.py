@@ -38,7 +38,7 @@ def assert_ended(nodes: list[Node], pairs: list[dict[str, Any]], gap: str = "") 
         assert all(refuses_refresh(node, pair) for pair in pairs), gap
     row = nodes[0].row(session)
     assert row["revoked_at"] is not None, gap
-    assert not row["revocation_pending"], gap
+    assert not row["publication_pending"], gap
     assert nodes[0].at_engine(session) == (row["revision"], DEAD), gap
 
 

@@ -252,7 +252,7 @@ def test_a_revocation_without_the_engine_holds_at_once_here_and_soon_elsewhere(
     wait_until(lambda: far.look(pair["access"])["queries"] == 0)
     with store.cut_off():
         assert near.log_out(token=pair["access"]) is False
-        assert near.row(pair["session"])["revocation_pending"]
+        assert near.row(pair["session"])["publication_pending"]
         assert not near.authenticate(pair["access"])
         # A replica that can no longer vouch for itself asks the row.
         wait_until(lambda: not far.authenticate(pair["access"]))
