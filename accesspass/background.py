@@ -24,7 +24,7 @@ from accesspass import sessions, triggers
 from accesspass.conf import conf
 from accesspass.models import Lease, Session
 
-__all__ = ["JOBS", "Job", "run", "run_due", "start", "wake"]
+__all__ = ["JOBS", "Job", "run", "run_due", "start"]
 
 logger = logging.getLogger("accesspass.background")
 
@@ -60,7 +60,6 @@ _pid = 0
 # Which thread of a process was the first to start ours. No lock, which a fork could leave held.
 _started: dict[int, object] = {}
 _last: dict[str, float] = {}
-_woken = threading.Event()
 
 
 def start() -> None:
@@ -69,13 +68,8 @@ def start() -> None:
         _start()
 
 
-def wake() -> None:
-    """Let the thread of this process look now for jobs whose time has come."""
-    _woken.set()
-
-
 def _start() -> None:
-    global _pid, _woken
+    global _pid
     # Django's test runners give mail an outbox. What a test writes is in a transaction that no
     # other thread can see, and a connection of ours would keep its database from being dropped.
     if hasattr(mail, "outbox"):
@@ -86,7 +80,6 @@ def _start() -> None:
     for other in [found for found in _started if found != pid]:
         _started.pop(other, None)
     _last.clear()
-    _woken = threading.Event()
     _pid = pid
     try:
         threading.Thread(target=run, name="accesspass-background", daemon=True).start()
@@ -137,8 +130,7 @@ class _Listening:
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + self._begin_or_end()
         if self._listener is None:
-            _woken.wait(seconds)
-            _woken.clear()
+            time.sleep(seconds)
             return
         try:
             for key in self._listener.heard(seconds):
