@@ -15,6 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -1038,11 +1039,12 @@ def _batches(rows: Any) -> Iterator[Any]:
 
 
 def _locked_batches(rows: Any) -> Iterator[Any]:
-    """Yield the rows in batches, each locked in a transaction of its own.
+    """Yield the rows in batches, to be changed by one statement each.
 
     No lock is waited for while others are held, so this cannot deadlock with who locks many rows
     of one user: rows that are in use are left for the next time. Where the database cannot skip
-    them, a batch is one row; SQLite has one lock for all.
+    them, a batch is one row. SQLite has one lock for all, which whoever reads first in a
+    transaction cannot wait for, so there is none.
     """
     features = connections[rows.db].features
     skip = features.has_select_for_update_skip_locked
@@ -1051,7 +1053,7 @@ def _locked_batches(rows: Any) -> Iterator[Any]:
     while True:
         page = rows if last is None else rows.filter(pk__gt=last)
         page = page.order_by("pk").values_list("pk", flat=True)
-        with transaction.atomic(using=rows.db):
+        with transaction.atomic(using=rows.db) if skip else nullcontext():
             if skip:
                 page = page.select_for_update(skip_locked=True)
             ids = list(page[:size])
