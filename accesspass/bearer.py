@@ -41,6 +41,15 @@ _REFUSED = "_accesspass_refused"
 _BEARER = "_accesspass_bearer"
 
 
+class _SentToken(str):
+    """What a client has sent. Its repr, and so an error report, does not show it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+
 def sent_token(request: HttpRequest) -> str | None:
     """Return what was sent where an access token belongs, or None. It may be any text."""
     name = conf.ACCESS_TOKEN_HEADER
@@ -50,9 +59,9 @@ def sent_token(request: HttpRequest) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if name.lower() != "authorization":
-        return str(value)
+        return _SentToken(value)
     scheme, _space, token = value.partition(" ")
-    return str(token) if scheme.lower() == "bearer" else None
+    return _SentToken(token) if scheme.lower() == "bearer" else None
 
 
 @lru_cache(maxsize=16)

@@ -241,6 +241,7 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         Unavailable: the database had to be asked and could not be.
     """
     token = parse(TokenType.ACCESS, access_token)
+    del access_token  # a report of an error further down would show it
     if token is None:
         raise InvalidToken
     cache = _cache()
@@ -593,6 +594,7 @@ def refresh(refresh_token: object) -> TokenPair:
         RuntimeError: it was called inside a transaction.
     """
     token = parse(TokenType.REFRESH, refresh_token)
+    del refresh_token  # a report of an error further down would show it
     if token is None or not token.is_authentic():
         raise InvalidToken
     database = router.db_for_write(Session)
@@ -793,6 +795,7 @@ def logout(
         parse(TokenType.REFRESH, refresh_token),
         parse(TokenType.ACCESS, access_token),
     ]
+    del access_token, refresh_token  # a report of an error further down would show them
     acknowledged, ended = True, False
     for token in given:
         if token is None or not token.is_authentic():

@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.http import Http404, UnreadablePostError
 from django.utils.decorators import method_decorator
+from django.views.debug import SafeExceptionReporterFilter
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from rest_framework import exceptions as drf
 from rest_framework.negotiation import DefaultContentNegotiation
@@ -44,6 +45,7 @@ from accesspass.serializers import (
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
+    from django.http import HttpRequest
     from rest_framework.request import Request
     from rest_framework.serializers import Serializer
 
@@ -63,6 +65,17 @@ __all__ = [
 ]
 
 _Errors = dict[str, list[dict[str, str]]]
+
+
+class _ReportFilter(SafeExceptionReporterFilter):
+    """Shows no variable of any frame, on the page of a developer (``DEBUG``) neither.
+
+    Everything below these views is handed passwords and tokens, down to the project's hashers,
+    and ``sensitive_variables`` is overridden by the next one further down.
+    """
+
+    def get_traceback_frame_variables(self, request: Any, tb_frame: Any) -> Any:
+        return [(name, self.cleansed_substitute) for name in tb_frame.f_locals]
 
 
 @method_decorator(sensitive_post_parameters(), name="dispatch")
@@ -91,6 +104,10 @@ class _AuthView(APIView):
         for alias in connections:
             view = transaction.non_atomic_requests(alias)(view)
         return view
+
+    def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
+        request.exception_reporter_filter = _ReportFilter()
+        return super().initialize_request(request, *args, **kwargs)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         background.start()
