@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from asgiref.sync import sync_to_async
@@ -220,20 +220,23 @@ class ReplicatedCache(BaseCache):
         timeout: Any = DEFAULT_TIMEOUT,
         version: int | None = None,
     ) -> list[str]:
-        """Store all values in one write. Returns the keys that failed: none, or it raises."""
+        """Store all values, up to 1,000 of them in one write, which is seen whole or not at all.
+
+        Returns the keys that failed: none, or it raises. What earlier writes of a longer call have
+        stored then stays.
+        """
         expires = self._expiry(timeout)
         values = {self._key(key, version): value for key, value in data.items()}
         changes = [self._change(key, value, expires) for key, value in values.items()]
         if changes:
             self._make_room()
-            self._follower.write(changes)
+            self._write_all(changes)
         return []
 
     def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
+        """Delete all keys, up to 1,000 of them in one write."""
         distinct = dict.fromkeys(self._key(key, version) for key in keys)
-        changes = [Change(key, None) for key in distinct]
-        if changes:
-            self._follower.write(changes)
+        self._write_all([Change(key, None) for key in distinct])
 
     def clear(self) -> None:
         """Begin a new epoch, for every alias that shares this engine."""
@@ -382,6 +385,19 @@ class ReplicatedCache(BaseCache):
         payload = self._codec.encode(value)
         return self._follower.seal_change(key, payload, expires, revision, marker=marker)
 
+    def _write_all(self, changes: Sequence[Change]) -> None:
+        """Write in batches, since all that others write waits for one, and it has a deadline."""
+        batch: list[Change] = []
+        size = 0
+        for change in changes:
+            batch.append(change)
+            size += len(change.key) + len(change.value or b"")
+            if len(batch) == _BATCH or size >= _BATCH_BYTES:
+                self._follower.write(batch)
+                batch, size = [], 0
+        if batch:
+            self._follower.write(batch)
+
     def _replace(self, key: bytes, make: Callable[[Opened, Entry], Change]) -> Entry | None:
         """Replace what is held for a key, beginning again whenever somebody was quicker.
 
@@ -433,6 +449,9 @@ def _give_up(follower: Follower) -> None:
 
 connection_created.connect(_let_go, dispatch_uid=LET_GO)
 
+
+# How much is written at once: so many changes, or so many bytes.
+_BATCH, _BATCH_BYTES = 1_000, 4 << 20
 
 # For how long a write that others overtake again and again is tried, in seconds.
 _PATIENCE = 10.0

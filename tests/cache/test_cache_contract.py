@@ -9,14 +9,14 @@ import contextlib
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from accesspass.cache import ReplicatedCache
-from accesspass.cache.engines.base import Change, Engine, Entry, Page
+from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
 from accesspass.cache.exceptions import EngineUnavailable, EngineUncertain
 from tests.cache.conftest import MakeEngine, MakeNode, eventually, usable
 from tests.cache.engines import KINDS, Kind
@@ -208,6 +208,31 @@ def test_s2_a_deletion_reaches_the_other_nodes(make_node: MakeNode) -> None:
     node.set("kept", 2)
     assert sees(other, "kept", 2)
     assert other.get("key") is None
+
+
+def test_writes_of_many_are_cut_into_batches_that_leave_time_for_others(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = make_node(), make_node()
+    sizes = []
+    write = engine_of(one).write
+
+    def counted(changes: Sequence[Change], condition: Condition | None = None) -> Written:
+        sizes.append(len(changes))
+        return write(changes, condition)
+
+    monkeypatch.setattr(engine_of(one), "write", counted)
+    many = {f"key-{number}": number for number in range(2_500)}
+    assert one.set_many(many) == []
+    assert sizes == [1_000, 1_000, 500]
+    assert one.get_many(many) == many
+    assert eventually(lambda: two.get_many(many) == many)
+    one.delete_many(many)
+    assert sizes[3:] == [1_000, 1_000, 500]
+    assert one.get_many(many) == {}
+    assert eventually(lambda: two.get_many(many) == {})
+    one.set_many({f"big-{number}": "x" * (3 << 20) for number in range(3)})
+    assert sizes[6:] == [2, 1]
 
 
 def test_s2_own_writes_never_move_what_was_applied(make_node: MakeNode) -> None:
