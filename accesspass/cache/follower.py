@@ -238,6 +238,9 @@ class Follower:
             with self._lock:
                 self._carry = None
         self._vouch(replica, sent)
+        if self._retry_after != _RETRY_FIRST:
+            self._counters["reconnects"] += 1
+            logger.info("cache.reconnected")
         self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
 
     def _catch_up(self) -> tuple[Replica, float]:
@@ -559,6 +562,7 @@ class Follower:
         staleness = clock() - replica.fresh_at
         return {
             "engine": self.engine.name,
+            "role": self.engine.role,
             "pid": self._pid,
             "epoch": replica.epoch,
             "applied": replica.applied,
@@ -615,7 +619,7 @@ class Follower:
             self.engine.close()
 
 
-_COUNTERS = ("applied", "refused", "resyncs", "failures")
+_COUNTERS = ("applied", "refused", "resyncs", "failures", "reconnects")
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
 

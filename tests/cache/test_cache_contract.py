@@ -976,12 +976,27 @@ def test_status_tells_what_is_held(make_node: MakeNode) -> None:
     assert sees(node, "key", "value")
     catch_up(node)
     status = node.status()
+    assert status["engine"] == engine_of(node).name
+    assert status["role"] == "primary"
     assert status["entries"] == 1
     assert status["bytes"] > 0
     assert status["applied"] == status["head"] == 1
     assert status["fresh"]
     assert 0 <= status["staleness"] < 5
     assert status["epoch"] == engine_of(node).changes(0, 0).epoch
+
+
+def test_status_counts_failures_and_returns(make_node: MakeNode) -> None:
+    node = make_node(MAX_STALENESS=0.3, HEARTBEAT=0.1)
+    node.set("key", "value")
+    assert sees(node, "key", "value")
+    for returns in (1, 2):
+        with cut_off(node, "changes"):
+            assert eventually(lambda: node.get("key") is None)
+        assert sees(node, "key", "value")
+        found = counters(node)
+        assert found["failures"] >= found["reconnects"] == returns
+    assert set(counters(node)) == {"applied", "refused", "resyncs", "failures", "reconnects"}
 
 
 def test_now_is_the_engines_clock(make_node: MakeNode) -> None:

@@ -124,6 +124,9 @@ class Engine(abc.ABC):
 
     def __init__(self, *, deadline: float = 2.0) -> None:
         self.deadline = deadline
+        #: What the server said it was when it was last asked for changes: "primary", or "replica",
+        #: which answers nothing here; ``None`` before that.
+        self.role: str | None = None
 
     @abc.abstractmethod
     def changes(self, after: int, limit: int) -> Page:

@@ -65,6 +65,7 @@ class MemoryEngine(Engine):
 
     def __init__(self, name: str, *, deadline: float = 2.0) -> None:
         super().__init__(deadline=deadline)
+        self.role = "primary"  # there is no other
         self._log = _logs.setdefault(name, _Log())
 
     def changes(self, after: int, limit: int) -> Page:

@@ -429,6 +429,7 @@ class PostgreSQLEngine(Engine):
                 continue
             first: tuple[Any, ...] = rows[0]
             epoch, head, floor, now, server = first
+            self.role = "replica" if server == b"standby" else "primary"
             if server == b"standby":
                 # The next connection may find the primary.
                 self.close()

@@ -406,6 +406,8 @@ class RedisEngine(Engine):
                 if code:
                     failure, reply = EngineUnavailable, _ServerError(_NOT_DONE[code[1]])
                 raise reply
+            if script is _changes:
+                self.role = "replica" if reply[0] == b"replica" else "primary"
             if reply[0] != b"ok":
                 failure = EngineUnavailable
                 raise _ServerError(_REFUSALS[reply[0]])

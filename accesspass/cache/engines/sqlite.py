@@ -111,6 +111,7 @@ class SQLiteEngine(Engine):
 
     def __init__(self, path: str, *, like: str | None = None, deadline: float = 2.0) -> None:
         super().__init__(deadline=deadline)
+        self.role = "primary"  # there is no other
         self.path = path
         self._like = like
         # Idle connections, and all that are open. What is done to them is atomic, so no lock is

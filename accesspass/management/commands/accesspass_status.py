@@ -53,7 +53,7 @@ class Command(BaseCommand):
         if options["create"]:
             self.stdout.write(f"The {found['engine']} engine has what it needs.")
             return
-        found = {name: found[name] for name in ("engine", "epoch", "head")} | _sessions()
+        found = {name: found[name] for name in ("engine", "role", "epoch", "head")} | _sessions()
         if options["json"]:
             self.stdout.write(json.dumps(found))
             return
