@@ -420,10 +420,10 @@ class PostgreSQL(Server):
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
         parameters = {
+            "unix_socket_directories": "",
             **self.parameters,
             "port": self.port,
             "listen_addresses": HOST,
-            "unix_socket_directories": "",
         }
         settings = [f"--{name}={value}" for name, value in parameters.items()]
         return [self.binaries / "postgres", "-D", self.data, *settings]
@@ -514,6 +514,58 @@ def require_postgresql() -> None:
         postgresql_binaries()
     except Missing as error:
         pytest.skip(f"needs PostgreSQL: {error}")
+
+
+class PgBouncer(Server):
+    """PgBouncer before a server, in transaction mode, with few connections to it.
+
+    Args:
+        server: a running PostgreSQL server.
+        parameters: of the section ``[pgbouncer]``.
+
+    Raises:
+        Missing: it is not installed.
+    """
+
+    stop_signal = signal.SIGINT
+
+    def __init__(self, server: PostgreSQL, parameters: Mapping[str, object] | None = None) -> None:
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+        binary = shutil.which("pgbouncer", path=path)
+        if binary is None:
+            raise Missing("pgbouncer is not installed")
+        self.binary = binary
+        super().__init__(make_folder(for_nobody=True), free_port())
+        if _ROOT:  # as PostgreSQL, it refuses to run as root
+            self.popen_options = {"user": "nobody", "group": None, "extra_groups": []}
+        settings = {
+            "listen_addr": HOST,
+            "listen_port": self.port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": 2,
+            **(parameters or {}),
+        }
+        lines = [
+            "[databases]",
+            f"* = host={HOST} port={server.port} user=postgres",
+            "[pgbouncer]",
+            *(f"{name} = {value}" for name, value in settings.items()),
+        ]
+        (self.folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+
+    def command(self) -> Sequence[str | os.PathLike[str]]:
+        return [self.binary, self.folder / "pgbouncer.ini"]
+
+    def is_ready(self) -> bool:
+        import psycopg
+
+        with psycopg.connect(self.url(), connect_timeout=10, prepare_threshold=None) as connection:
+            return connection.execute("SELECT 1").fetchone() == (1,)
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@{HOST}:{self.port}/{database}"
 
 
 # Valkey and Redis ------------------------------------------------------------------------------
@@ -642,6 +694,23 @@ def require_valkey() -> None:
         valkey_binary()
     except Missing as error:
         pytest.skip(f"needs Valkey or Redis: {error}")
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate of this host, signed by itself, and its key; skips without openssl."""
+    import pytest
+
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out certificate.pem "
+        f"-subj /CN=localhost -addext subjectAltName=IP:{HOST},DNS:localhost".split(),
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 # A bad network ---------------------------------------------------------------------------------

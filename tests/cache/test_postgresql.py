@@ -8,6 +8,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,12 @@ from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUnc
 from tests.servers import (
     HOST,
     Missing,
+    PgBouncer,
     PostgreSQL,
     Proxy,
     free_port,
+    make_certificate,
+    make_folder,
     postgresql_binaries,
     shared_postgresql,
     wait_until,
@@ -573,6 +577,91 @@ def test_a_prepared_statement_of_somebody_else_is_noticed(
     put(engine, "key", "1")
     engine._pool[0]._prepared.clear()
     assert put(engine, "key", "2") == 2
+
+
+@pytest.mark.fault
+def test_through_a_pooler_in_transaction_mode_the_heartbeat_brings_what_others_write(
+    server: PostgreSQL, make_node: MakeNode
+) -> None:
+    try:
+        pooler = PgBouncer(server)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    with pooler:
+        nodes = [make_node(pooler.url(), deadline=10.0) for _ in range(3)]
+        for number in range(5):
+            for node in nodes:
+                node.set("key", number)
+                node.incr("key", 10)
+                for other in nodes:
+                    wait_until(lambda other=other, number=number: other.get("key") == number + 10)
+        assert len(backends(server)) <= 2
+        said = [node.status() for node in nodes]
+        assert [status["counters"]["failures"] for status in said] == [0, 0, 0]
+        # A connection that listened for us would be lent to others, with a warning at each write.
+        assert "got packet" not in pooler.log
+
+
+def test_where_the_isolation_is_another_one_a_write_is_refused(
+    location: str, make_engine: MakeEngine
+) -> None:
+    """A pooler hands out connections on which it was never set."""
+    engine = make_engine(location)
+    put(engine, "key", "1")
+    for level in ("repeatable read", "serializable"):
+        engine._pool[0].execute(
+            f"SET default_transaction_isolation TO '{level}'", time.monotonic() + 10
+        )
+        with pytest.raises(EngineUnavailable, match="read committed"):
+            put(engine, "key", "2")
+    assert value_of(engine, "key") == "1"
+
+
+def test_over_a_unix_socket_it_works_alike(make_engine: MakeEngine, make_node: MakeNode) -> None:
+    folder = make_folder(for_nobody=True)
+    with PostgreSQL({"unix_socket_directories": folder}) as server:
+        engine = make_engine(f"postgresql://postgres@/postgres?host={folder}&port={server.port}")
+        assert put(engine, "key", "1") == 1
+        assert execute(server.url(), "SELECT count(client_addr) FROM pg_stat_activity") == [(1,)]
+        engine.wait(0.0)
+        put(engine, "key", "2")
+        engine.wait(30.0)
+        assert engine.changes(1, 10).head == 2
+
+
+def test_over_tls_it_works_alike_and_trusts_only_whom_it_was_told_to(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    server = PostgreSQL()
+    certificate, key = make_certificate(tmp_path)
+    for name, path in (("server.crt", certificate), ("server.key", key)):
+        shutil.copy(path, server.data / name)
+        shutil.chown(server.data / name, server.data.owner())
+        (server.data / name).chmod(0o600)
+    server.parameters["ssl"] = "on"
+    try:
+        server.start()
+    except RuntimeError as error:
+        server.close()
+        if "not supported by this build" in str(error):
+            pytest.skip("this PostgreSQL has no TLS")
+        raise
+    with server:
+        url = f"postgresql://postgres@localhost:{server.port}/postgres?sslmode=verify-full"
+        with pytest.raises(EngineUnavailable, match="certificate"):
+            make_engine(url, deadline=3.0).changes(0, 0)
+        engine = make_engine(f"{url}&sslrootcert={certificate}")
+        engine.write([Change(str(number).encode(), b"v" * 50_000) for number in range(20)])
+        assert len(engine.changes(0, 100).changes) == 20
+        assert execute(
+            server.url(),
+            "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity"
+            " USING (pid) WHERE application_name = 'accesspass'",
+        ) == [(True,)]
+        engine.wait(0.0)
+        put(engine, "key", "2")
+        engine.wait(30.0)
+        assert engine.changes(20, 10).head == 21
 
 
 def test_a_place_that_does_not_answer_leaves_time_for_the_next(

@@ -9,8 +9,8 @@ holds the number, or is locked, doubles the time between one writer and the next
 version behind at each write, which pile up while somebody else's long transaction is open.
 
 **Following.** A pull is one statement too, so one snapshot. Notifications have no payload, they
-only say "look": on a connection through a transaction pooler LISTEN succeeds and nothing ever
-arrives, and the heartbeat is what is left.
+only say "look". Behind a pooler nobody listens: there LISTEN succeeds, what it asks for goes to a
+connection that is lent to others in the next moment, and the heartbeat is what is left.
 
 **Which server.** What identifies a server is the system identifier of its cluster, its timeline,
 which a promotion changes, and the file of the table, which restoring a dump and TRUNCATE change.
@@ -119,6 +119,11 @@ DECLARE
     found_server text;
     found_floor bigint;
 BEGIN
+    -- In any other one, what is read below is what stood here before the lock was waited for.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE feature_not_supported USING MESSAGE =
+            'default_transaction_isolation is not "read committed" (set it for the role)';
+    END IF;
     IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
@@ -369,7 +374,7 @@ class PostgreSQLEngine(Engine):
         self._role = role
         self._table = table
         self._create = _CREATE.format_map({**names, "schema": schema(table)})
-        self._listen = 'LISTEN "{channel}"'.format_map(names)
+        self._channel = names["channel"]
         self._changes = _Statement.of(
             _READ.format_map({**names, "which": "seq > $1"}), _INT8, _INT8
         )
@@ -502,7 +507,7 @@ class PostgreSQLEngine(Engine):
             try:
                 if not connection.listening:
                     # What was committed between the last pull and now has notified nobody.
-                    connection.listen(self._listen, time.monotonic() + self.deadline)
+                    connection.listen(self._channel, time.monotonic() + self.deadline)
                     return
                 while not connection.notified:
                     files = [connection.fileno(), self._waker[0].fileno()]
@@ -518,7 +523,7 @@ class PostgreSQLEngine(Engine):
                 self._drop_follower()
                 raise
             except _RefusedError:
-                # Somebody between us does not let us listen. The heartbeat is left.
+                # We are not let. The heartbeat is left.
                 connection.listening = True
 
     def close(self) -> None:
@@ -791,8 +796,14 @@ class _Connection:
         """Run statements without parameters, in one transaction."""
         self._exchange(until, lambda: self._libpq.send_query(sql.encode()))
 
-    def listen(self, sql: str, until: float) -> None:
-        self.execute(sql, until)
+    def listen(self, channel: str, until: float) -> None:
+        """Have notifications come, unless the process that answers is not the one we called."""
+        called = self._libpq.backend_pid
+        self.execute(
+            f"DO $listen$ BEGIN IF pg_backend_pid() = {called} THEN "
+            f'LISTEN "{channel}"; END IF; END $listen$',
+            until,
+        )
         self.listening = True
 
     def is_alive(self) -> bool:
