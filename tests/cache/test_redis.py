@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import os
 import select
-import shutil
 import signal
 import socket
 import ssl
@@ -33,6 +32,7 @@ from tests.servers import (
     Server,
     Valkey,
     free_port,
+    make_certificate,
     make_folder,
     shared_valkey,
     valkey_binary,
@@ -931,6 +931,8 @@ OPTIONS = {"NAMESPACE": "accesspass", "MIN_REPLICAS": 0}
         "redis://h",
         "rediss://u:p@h:1/2?ssl_ca_certs=/x",
         "redis://[::1]:7",
+        "redis+unix:///run/x.sock",
+        "redis+unix://u:p@/run/x%20y.sock?db=2",
         "redis+cluster://a,b:1",
         "redis+sentinel://:p@a,b:1/name/3?sentinel_password=q",
         "rediss+sentinel://a/name",
@@ -957,6 +959,10 @@ def test_a_location_is_understood_and_its_identity_holds_no_password(location: s
         "redis://:s3cret@h?nonsense=s3cret",
         "redis+sentinel://:s3cret@h",
         "redis+what://:s3cret@h",
+        "redis+unix://:s3cret@h/run/x.sock",
+        "redis+unix://:s3cret@",
+        "redis+unix://:s3cret@/run/x.sock?nonsense=s3cret",
+        "rediss+unix://:s3cret@/run/x.sock",
         "redis+cluster://:s3cret@h/1",
         "redis://:s3cret@[::1",
         "redi://:s3cret@h",
@@ -1078,34 +1084,31 @@ def test_in_a_cluster_the_node_that_has_the_slot_is_found_also_after_it_moved(
         assert one.execute("HEXISTS", engine._keys[1], "key")
 
 
+def test_over_a_unix_socket_it_works_alike(make_engine: MakeEngine) -> None:
+    with Valkey({"unixsocket": "of%valkey.sock"}) as server:
+        server.execute("CONFIG", "SET", "requirepass", "p@ss")
+        place = f"{server.folder}/of%25valkey.sock"
+        engine = make_engine(f"redis+unix://:p%40ss@{place}?db=3")
+        assert engine.write([Change(b"key", b"value")]).done
+        assert held(engine) == {b"key": b"value"}
+        engine.wait(0.01)
+        assert engine.write([Change(b"key", b"other")]).done
+        began = time.monotonic()
+        engine.wait(10.0)
+        assert time.monotonic() - began < 5, "the hint did not come through"
+        other = make_engine(f"redis+unix://:p%40ss@{place}?db=4")
+        assert held(other) == {}
+        with pytest.raises(EngineUnavailable, match="password") as caught:
+            make_engine(f"redis+unix://:wr0ng@{place}").changes(0, 0)
+        assert "wr0ng" not in str(caught.value)
+
+
 class _TLSFront:
     """Speaks TLS and passes on what it hears: the packaged server cannot speak it itself."""
 
     def __init__(self, target: int, folder: Path) -> None:
         self.target = target
-        self.certificate, key = folder / "certificate.pem", folder / "key.pem"
-        subprocess.run(
-            [
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-keyout",
-                key,
-                "-out",
-                self.certificate,
-                "-days",
-                "2",
-                "-subj",
-                "/CN=localhost",
-                "-addext",
-                f"subjectAltName=IP:{HOST}",
-            ],
-            check=True,
-            capture_output=True,
-        )
+        self.certificate, key = make_certificate(folder)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.certificate, key)
         self.listener = socket.create_server((HOST, 0))
@@ -1140,7 +1143,6 @@ class _TLSFront:
                         server.sendall(data)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_over_tls_it_works_alike_and_trusts_only_whom_it_was_told_to(
     server: Valkey, make_engine: MakeEngine, tmp_path: Path
 ) -> None:

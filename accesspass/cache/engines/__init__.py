@@ -20,7 +20,7 @@ __all__ = ["Resolved", "resolve"]
 _ALTERNATIVES = (
     "use database:ALIAS (an alias of DATABASES on PostgreSQL or SQLite), "
     "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, sqlite:////absolute/path, "
-    "redis://HOST:PORT/DATABASE (or rediss://, redis+sentinel://, redis+cluster://) "
+    "redis://HOST:PORT/DATABASE (or rediss://, redis+unix://, redis+sentinel://, redis+cluster://) "
     "or memory://NAME"
 )
 
@@ -41,10 +41,11 @@ def resolve(location: str, options: Mapping[str, Any]) -> Resolved:
     Args:
         location: ``memory://NAME``, ``sqlite:////absolute/path``, ``database:ALIAS``,
             ``postgresql://[user:password@]host[:port]/database`` (as libpq has it), or Redis or
-            Valkey as ``redis://[user:password@]host[:port][/database]``, through Sentinels as
+            Valkey as ``redis://[user:password@]host[:port][/database]``, on this machine as
+            ``redis+unix://[user:password@]/path/of/socket[?db=number]``, through Sentinels as
             ``redis+sentinel://[user:password@]host:port,host:port/service[/database]``, or in a
-            Cluster as ``redis+cluster://[user:password@]host:port,host:port``; each of them over
-            TLS with ``rediss`` in place of ``redis``. ``database:ALIAS`` follows its database
+            Cluster as ``redis+cluster://[user:password@]host:port,host:port``; over TLS with
+            ``rediss`` in place of ``redis``. ``database:ALIAS`` follows its database
             when that is renamed, as test runners do.
         options: the cache's ``OPTIONS``, completed by their defaults.
 

@@ -53,6 +53,7 @@ logger = logging.getLogger("accesspass.cache")
 SCHEMES = {
     "redis": "redis://[user:password@]host[:port][/db]",
     "rediss": "rediss://[user:password@]host[:port][/db]",
+    "redis+unix": "redis+unix://[user:password@]/path/of/socket[?db=number]",
     "redis+sentinel": "redis+sentinel://[user:password@]host[:port],…/service[/db]",
     "rediss+sentinel": "rediss+sentinel://[user:password@]host[:port],…/service[/db]",
     "redis+cluster": "redis+cluster://[user:password@]host[:port],…",
@@ -247,7 +248,7 @@ class _ServerError(Exception):
 
 
 class _Address(NamedTuple):
-    """A location, taken apart. ``kind`` is "", "sentinel" or "cluster"."""
+    """A location, taken apart. ``kind`` is "", "unix", "sentinel" or "cluster"."""
 
     kind: str
     hosts: tuple[tuple[str, int], ...]
@@ -541,10 +542,9 @@ class RedisEngine(Engine):
         return link
 
     def _connection(self, host: str, port: int, *, timeout: float) -> redis.Connection:
-        settings = {
+        settings: dict[str, Any] = {
             **self._address.settings,
-            "host": host,
-            "port": port,
+            **({} if self._address.kind == "unix" else {"host": host, "port": port}),
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
@@ -809,6 +809,10 @@ def _parse(location: str) -> _Address:
         raise ImproperlyConfigured(wrong) from None
     scheme, _, kind = parts.scheme.partition("+")
     credentials, at, hosts = parts.netloc.rpartition("@")
+    if kind == "unix":
+        if hosts or len(parts.path) < 2:
+            raise ImproperlyConfigured(wrong)
+        return _Address(kind, ((unquote(parts.path), 0),), "", _settings(location, wrong), {})
     port = _SENTINEL_PORT if kind == "sentinel" else _PORT
     path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     service = unquote(path.pop(0)) if kind == "sentinel" and path else ""
@@ -826,12 +830,7 @@ def _parse(location: str) -> _Address:
         or (not kind and len(found) != 1)
     ):
         raise ImproperlyConfigured(wrong)
-    try:
-        settings = parse_url(  # type: ignore[no-untyped-call]
-            f"{scheme}://{credentials}{at}host/{database}?{parts.query}"
-        )
-    except ValueError:
-        raise ImproperlyConfigured(wrong) from None
+    settings = _settings(f"{scheme}://{credentials}{at}host/{database}?{parts.query}", wrong)
     sentinel: dict[str, Any] = {}
     for name in ("username", "password"):
         if f"sentinel_{name}" in settings:
@@ -846,3 +845,14 @@ def _parse(location: str) -> _Address:
         settings,
         sentinel,
     )
+
+
+def _settings(url: str, wrong: str) -> dict[str, Any]:
+    """What redis-py reads in one of its own URLs."""
+    try:
+        found: dict[str, Any] = parse_url(  # type: ignore[no-untyped-call]
+            url.removeprefix("redis+")
+        )
+    except ValueError:
+        raise ImproperlyConfigured(wrong) from None
+    return found
