@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 import select
 import signal
 import socket
@@ -779,6 +780,29 @@ def test_with_min_replicas_what_was_confirmed_survives_on_the_replica(
     for i in range(50):
         engine.write([Change(b"%d" % i, b"v")])
         assert pair.replica.execute("HEXISTS", engine._keys[1], str(i))
+
+
+def test_a_user_with_the_rights_that_the_documentation_names_can_do_everything(
+    server: Valkey, make_engine: MakeEngine
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "engines.rst"
+    rule = re.search(r"^ +(ACL SETUSER .*?)\n\n", page.read_text(), re.S | re.M)
+    assert rule is not None
+    server.execute(*rule[1].split())
+    engine = make_engine(f"redis://shop:secret@{HOST}:{server.port}", namespace="accesspass")
+    for call in CALLS.values():
+        call(engine)
+    for change in (Change(b"key", b"v", 1e10), Change(b"key", b"v"), Change(b"key", None)):
+        assert engine.write([change]).done
+    assert engine.write([Change(b"other", b"v", 1.0)], Condition(absent=True)).done
+    assert engine.purge(1e10, 10) == 2
+    engine.wait(0.01)
+    assert engine._subscription is not None
+    engine.clear()
+    assert server.execute("ACL", "LOG") == []
+    other = make_engine(f"redis://shop:secret@{HOST}:{server.port}", namespace="other")
+    with pytest.raises(EngineUnavailable, match="may not"):
+        other.changes(0, 0)
 
 
 # Hints ------------------------------------------------------------------------------------------
