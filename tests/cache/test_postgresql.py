@@ -897,6 +897,13 @@ def test_a_standby_answers_nothing_and_is_never_fresh(
             assert node.get("key") is None
             assert not node.status()["fresh"]
             time.sleep(0.02)
+        assert node.status()["role"] == "replica"
+        # Of several hosts the one that takes writes is found, if that is asked for.
+        hosts = f"host={HOST},{HOST}&port={standby.port},{server.port}"
+        url = f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write"
+        assert value_of(make_engine(url), "key") is None
+        put(make_engine(url), "found")
+        assert value_of(engine, "found") == "value"
     finally:
         standby.close()
 
