@@ -420,10 +420,10 @@ class PostgreSQL(Server):
 
     def command(self) -> Sequence[str | os.PathLike[str]]:
         parameters = {
-            "unix_socket_directories": "",
             **self.parameters,
             "port": self.port,
             "listen_addresses": HOST,
+            "unix_socket_directories": self.folder,
         }
         settings = [f"--{name}={value}" for name, value in parameters.items()]
         return [self.binaries / "postgres", "-D", self.data, *settings]
@@ -476,6 +476,25 @@ class PostgreSQL(Server):
         pids = self.backends()
         self.execute("SELECT pg_terminate_backend(p) FROM unnest(%s::int[]) p", [pids])
         return len(pids)
+
+    def reset(self) -> None:
+        """Undo what clients have done: connections, parameters, databases, tables and roles."""
+        self.thaw()
+        self.execute("ALTER SYSTEM RESET ALL")
+        self.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: self.execute("SHOW synchronous_standby_names") == [("",)])
+        self.terminate_backends()
+        with self.connect() as connection:
+            run = connection.execute
+            run("ALTER ROLE postgres RESET ALL")
+            for (name,) in run("SELECT datname FROM pg_database WHERE oid >= 16384").fetchall():
+                run(f'DROP DATABASE "{name}" WITH (FORCE)')
+            run("DROP SCHEMA public CASCADE")
+            run("CREATE SCHEMA public")
+            run("GRANT ALL ON SCHEMA public TO PUBLIC")
+            for (name,) in run("SELECT rolname FROM pg_roles WHERE oid >= 16384").fetchall():
+                run(f'DROP OWNED BY "{name}" CASCADE')
+                run(f'DROP ROLE "{name}"')
 
     def standby(self, parameters: Mapping[str, object] | None = None) -> PostgreSQL:
         """Make a streaming standby and start it."""

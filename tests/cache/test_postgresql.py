@@ -35,7 +35,6 @@ from tests.servers import (
     Proxy,
     free_port,
     make_certificate,
-    make_folder,
     postgresql_binaries,
     shared_postgresql,
     wait_until,
@@ -59,11 +58,22 @@ DEADLINE = 0.7
 GRACE = 0.6
 
 
+_spare: list[PostgreSQL] = []
+doomed = pytest.mark.parametrize("server", ["doomed"], indirect=True)
+
+
 @pytest.fixture
-def server() -> Iterator[PostgreSQL]:
-    """A server that the test may harm."""
-    with PostgreSQL() as server:
-        yield server
+def server(request: pytest.FixtureRequest) -> Iterator[PostgreSQL]:
+    """A server that nobody else uses meanwhile. One that is ``doomed`` may be killed, too."""
+    if hasattr(request, "param"):
+        with PostgreSQL() as server:
+            yield server
+        return
+    if not _spare:
+        _spare.append(PostgreSQL())
+        _spare[0].start()
+    yield _spare[0]
+    _spare[0].reset()
 
 
 @pytest.fixture
@@ -617,51 +627,49 @@ def test_where_the_isolation_is_another_one_a_write_is_refused(
     assert value_of(engine, "key") == "1"
 
 
-def test_over_a_unix_socket_it_works_alike(make_engine: MakeEngine, make_node: MakeNode) -> None:
-    folder = make_folder(for_nobody=True)
-    with PostgreSQL({"unix_socket_directories": folder}) as server:
-        engine = make_engine(f"postgresql://postgres@/postgres?host={folder}&port={server.port}")
-        assert put(engine, "key", "1") == 1
-        assert execute(server.url(), "SELECT count(client_addr) FROM pg_stat_activity") == [(1,)]
-        engine.wait(0.0)
-        put(engine, "key", "2")
-        engine.wait(30.0)
-        assert engine.changes(1, 10).head == 2
+def test_over_a_unix_socket_it_works_alike(server: PostgreSQL, make_engine: MakeEngine) -> None:
+    folder = server.folder
+    engine = make_engine(f"postgresql://postgres@/postgres?host={folder}&port={server.port}")
+    assert put(engine, "key", "1") == 1
+    assert execute(
+        server.url(),
+        "SELECT count(*), count(client_addr) FROM pg_stat_activity "
+        "WHERE application_name = 'accesspass'",
+    ) == [(1, 0)]
+    assert engine.changes(0, 10).head == 1
+    engine.wait(0.0)
+    put(engine, "key", "2")
+    engine.wait(30.0)
+    assert engine.changes(1, 10).head == 2
 
 
 def test_over_tls_it_works_alike_and_trusts_only_whom_it_was_told_to(
-    make_engine: MakeEngine, tmp_path: Path
+    server: PostgreSQL, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    server = PostgreSQL()
     certificate, key = make_certificate(tmp_path)
     for name, path in (("server.crt", certificate), ("server.key", key)):
         shutil.copy(path, server.data / name)
         shutil.chown(server.data / name, server.data.owner())
         (server.data / name).chmod(0o600)
-    server.parameters["ssl"] = "on"
     try:
-        server.start()
-    except RuntimeError as error:
-        server.close()
-        if "not supported by this build" in str(error):
-            pytest.skip("this PostgreSQL has no TLS")
-        raise
-    with server:
-        url = f"postgresql://postgres@localhost:{server.port}/postgres?sslmode=verify-full"
-        with pytest.raises(EngineUnavailable, match="certificate"):
-            make_engine(url, deadline=3.0).changes(0, 0)
-        engine = make_engine(f"{url}&sslrootcert={certificate}")
-        engine.write([Change(str(number).encode(), b"v" * 50_000) for number in range(20)])
-        assert len(engine.changes(0, 100).changes) == 20
-        assert execute(
-            server.url(),
-            "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity"
-            " USING (pid) WHERE application_name = 'accesspass'",
-        ) == [(True,)]
-        engine.wait(0.0)
-        put(engine, "key", "2")
-        engine.wait(30.0)
-        assert engine.changes(20, 10).head == 21
+        server.set("ssl", "on")
+    except psycopg.errors.InvalidParameterValue:
+        pytest.skip("this PostgreSQL has no TLS")
+    url = f"postgresql://postgres@localhost:{server.port}/postgres?sslmode=verify-full"
+    with pytest.raises(EngineUnavailable, match="certificate"):
+        make_engine(url, deadline=3.0).changes(0, 0)
+    engine = make_engine(f"{url}&sslrootcert={certificate}")
+    engine.write([Change(str(number).encode(), b"v" * 50_000) for number in range(20)])
+    assert len(engine.changes(0, 100).changes) == 20
+    assert execute(
+        server.url(),
+        "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
+        "WHERE application_name = 'accesspass'",
+    ) == [(True,)]
+    engine.wait(0.0)
+    put(engine, "key", "2")
+    engine.wait(30.0)
+    assert engine.changes(20, 10).head == 21
 
 
 def test_a_place_that_does_not_answer_leaves_time_for_the_next(
@@ -833,6 +841,7 @@ def test_a_commit_that_an_administrator_freed_from_its_wait_is_uncertain(
 
 
 @pytest.mark.fault
+@doomed
 def test_no_acknowledged_write_is_missing_after_kill_9_under_load(
     server: PostgreSQL, make_engine: MakeEngine, make_node: MakeNode
 ) -> None:
@@ -879,6 +888,7 @@ def test_no_acknowledged_write_is_missing_after_kill_9_under_load(
 
 
 @pytest.mark.fault
+@doomed
 def test_a_standby_answers_nothing_and_is_never_fresh(
     server: PostgreSQL, make_engine: MakeEngine, make_node: MakeNode
 ) -> None:
@@ -909,6 +919,7 @@ def test_a_standby_answers_nothing_and_is_never_fresh(
 
 
 @pytest.mark.fault
+@doomed
 def test_a_promoted_standby_that_lost_writes_is_emptied_and_begins_an_epoch(
     server: PostgreSQL, proxy: Proxy, make_engine: MakeEngine, make_node: MakeNode
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,37 +118,57 @@ class Store:
 STORES = ("sqlite", "postgresql", "valkey")
 
 
+class _Nursery:
+    """The process that nodes are forked from; it ends with this one."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.node", str(theirs.fileno())],
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        atexit.register(self._close)
+
+    def fork(self, config: dict[str, Any], *files: int) -> int:
+        """Have a node with these files for its stdin and stdout; returns its process id."""
+        socket.send_fds(self._control, [json.dumps(config).encode()], files)
+        return int(self._control.recv(32))
+
+    def _close(self) -> None:
+        self._control.close()
+        self._process.wait()
+
+
+_nursery = functools.cache(_Nursery)
+
+
 class Node:
     """A node process, as the test sees it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.name: str = config["name"]
         self.history = Path(config["history"])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.node", json.dumps(config)],
-            cwd=_ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        stdin, self._stdin = os.pipe()
+        self._stdout, stdout = os.pipe()
+        self.pid = _nursery().fork(config, stdin, stdout)
+        os.close(stdin)
+        os.close(stdout)
         self._heard = b""
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def send(self, do: str, **arguments: Any) -> None:
         """Give a command without waiting for its answer, which ``answer`` returns."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        self._process.stdin.flush()
+        command = json.dumps({"do": do, **arguments}).encode() + b"\n"
+        while command:
+            command = command[os.write(self._stdin, command) :]
 
     def answer(self, within: float = _PATIENCE) -> Any:
-        assert self._process.stdout is not None
-        file, give_up = self._process.stdout.fileno(), time.monotonic() + within
+        give_up = time.monotonic() + within
         while b"\n" not in self._heard:
-            ready, _, _ = select.select([file], [], [], max(0.0, give_up - time.monotonic()))
-            assert ready, f"{self.name} does not answer"
-            read = os.read(file, 1 << 20)
+            read = self._receive(give_up)
+            assert read is not None, f"{self.name} does not answer"
             assert read, f"{self.name} ended"
             self._heard += read
         line, _, self._heard = self._heard.partition(b"\n")
@@ -180,37 +203,46 @@ class Node:
         self.get("any")
         return bool(self.do("status")["fresh"])
 
+    def _receive(self, give_up: float) -> bytes | None:
+        """What it has said, ``b""`` at its end, ``None`` if nothing comes in time."""
+        left = max(0.0, give_up - time.monotonic())
+        ready, _, _ = select.select([self._stdout], [], [], left)
+        return os.read(self._stdout, 1 << 20) if ready else None
+
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
         self.wait_stopped()
 
     def wait_stopped(self) -> None:
         """Wait until it stands still, stopped by whomever."""
         give_up = time.monotonic() + _PATIENCE
-        while not os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG):
+        while not all(
+            task.read_text().rpartition(")")[2].split()[0] == "T"
+            for task in Path(f"/proc/{self.pid}/task").glob("*/stat")
+        ):
             assert time.monotonic() < give_up, f"{self.name} goes on"
             time.sleep(0.001)
 
     def go(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
-    def kill(self) -> None:
-        self._process.kill()
-        self.close()
+    def end(self) -> None:
+        """Tell it to end. It does not wait for that, as ``close`` does."""
+        if self._stdin is not None:
+            os.close(self._stdin)
+            self._stdin = None
 
     def close(self) -> None:
         """End it; one that does not end is killed."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
-        if self._process.poll() is None:
+        self.end()
+        with contextlib.suppress(ProcessLookupError):
             self.go()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        give_up = time.monotonic() + 5
+        while (said := self._receive(give_up)) != b"":
+            if said is None:
+                os.kill(self.pid, signal.SIGKILL)
+                give_up += 5
+        os.close(self._stdout)
 
 
 class Cluster:
@@ -294,9 +326,7 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 node.go()
         for node in self.nodes:
-            with contextlib.suppress(OSError):
-                assert node._process.stdin is not None
-                node._process.stdin.close()
+            node.end()
         for node in self.nodes:
             node.close()
 

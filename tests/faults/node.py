@@ -1,6 +1,10 @@
 """One node in a process of its own, which obeys commands and writes down all that it does.
 
-    python -m tests.faults.node CONFIG
+    python -m tests.faults.node FILE
+
+FILE is a socket. To each configuration that comes there, along with what shall be stdin and stdout
+of a node, it forks a node and answers with its process id. A fork of a process that has imported
+everything costs a hundredth of a process that has to.
 
 Commands come on stdin, one JSON object a line, and each is answered by one line on stdout. Every
 operation on the cache goes to the history file: a line before a write is sent, so that one that
@@ -12,17 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import mmap
 import os
 import random
 import signal
+import socket
 import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["Rows"]
 
@@ -374,7 +381,39 @@ class Node:
 
 
 def main() -> None:
-    config = json.loads(sys.argv[1])
+    """Fork nodes until the socket is closed. This process has one thread, so it may."""
+    for name in ("backend", "engines.postgresql", "engines.redis"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"accesspass.cache.{name}")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        while True:
+            config, files, _, _ = socket.recv_fds(control, 1 << 16, 2)
+            if not config:
+                return
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                become_node(json.loads(config), files)
+            for file in files:
+                os.close(file)
+            control.send(b"%d" % pid)
+
+
+def become_node(config: dict[str, Any], files: list[int]) -> NoReturn:
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        serve(config)
+    except BaseException:  # noqa: BLE001 - it is said, and the fork ends here whatever it was
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def serve(config: dict[str, Any]) -> None:
     node = Node(config)
     answer: Callable[[Any], None] = lambda said: print(json.dumps(said), flush=True)  # noqa: E731, T201
     answer({"result": os.getpid()})

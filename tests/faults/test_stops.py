@@ -21,6 +21,12 @@ def resyncs(node: Node) -> int:
     return int(node.do("status")["counters"]["resyncs"])
 
 
+def stop_between_pulls(node: Node) -> None:
+    """Stop it, and let the server answer what it had asked, before anything else is written."""
+    node.stop()
+    time.sleep(0.2)
+
+
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(10.0, marks=pytest.mark.pipeline)])
 def test_a_node_that_stood_still_serves_nothing_old(cluster: Cluster, seconds: float) -> None:
     near, far = cluster.launch(2)
@@ -75,7 +81,7 @@ def test_a_follower_behind_the_floor_starts_again_exactly_once(cluster: Cluster)
         near.write("set", f"key-{number}", f"value-{number}")
     far.sees("key-19", "value-19")
     before = resyncs(far)
-    far.stop()
+    stop_between_pulls(far)
     for number in range(10):
         near.write("delete", f"key-{number}")
     engine = cluster.store.engine()
@@ -191,7 +197,7 @@ def test_a_fill_from_before_a_swap_is_refused(cluster: Cluster) -> None:
     far.sees("key", 1)
     assert far.do("mark", name="m")
     before = resyncs(far)
-    far.stop()
+    stop_between_pulls(far)
     near.write("delete", "row")
     engine = cluster.store.engine()
     assert engine.purge(engine.changes(0, 0).now + 10, 1000) == 1
