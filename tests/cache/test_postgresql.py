@@ -749,14 +749,18 @@ def test_every_call_ends_in_time_when_the_server_falls_silent(
     put(engine, "key")
     engine.changes(0, 0)
     engine.wait(0.0)
-    engine.deadline = DEADLINE
+    calls = ("changes", "changes", "read", "clear", "purge")
+    others = [make_engine(server.url(port=proxy.port)) for _ in calls]
+    for each in others:
+        each.changes(0, 0)
+    for each in (engine, *others):
+        each.deadline = DEADLINE
     server.freeze() if fault == "frozen server" else proxy.black_hole()
     # What went out on a standing connection may have arrived; connecting again proves nothing did.
     assert type(ends_in_time(engine, "write")) is EngineUncertain
     assert type(ends_in_time(engine, "write")) is EngineUnavailable
-    for call in ("changes", "changes", "read", "clear", "purge"):
-        ends_in_time(engine, call)
     with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ends_in_time, others, calls))
         list(pool.map(lambda _: ends_in_time(engine, "write"), range(6)))
     server.thaw()
     proxy.heal()

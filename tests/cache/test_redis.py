@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -388,27 +389,35 @@ def test_a_demoted_master_answers_no_node(pair: Pair, make_node: MakeNode) -> No
 # Servers that do not answer ---------------------------------------------------------------------
 
 
+def every_call_ends_in_time(make_engine: MakeEngine, url: str, silence: Callable[[], None]) -> None:
+    """Each once on a connection that was good, then on new ones, which its kernel still accepts."""
+    engines = {name: make_engine(url) for name in CALLS}
+    for engine in engines.values():
+        engine.changes(0, 1)
+    silence()
+
+    def twice(name: str) -> None:
+        first = EngineUncertain if name in WRITES else EngineUnavailable
+        for expected in (first, EngineUnavailable):
+            began = time.monotonic()
+            with pytest.raises(expected):
+                CALLS[name](engines[name])
+            assert time.monotonic() - began < DEADLINE + GRACE
+
+    with ThreadPoolExecutor(len(CALLS)) as pool:
+        list(pool.map(twice, CALLS))
+
+
 @pytest.mark.fault
 def test_every_call_to_a_frozen_server_ends_in_time(
     server: Valkey, make_engine: MakeEngine
 ) -> None:
-    """Each once on a connection that was good, then on new ones, which its kernel still accepts."""
-    for name, call in CALLS.items():
-        engine = make_engine(server.url())
-        engine.changes(0, 1)
-        server.freeze()
-        try:
-            for expected in (
-                EngineUncertain if name in WRITES else EngineUnavailable,
-                EngineUnavailable,
-            ):
-                began = time.monotonic()
-                with pytest.raises(expected):
-                    call(engine)
-                assert time.monotonic() - began < DEADLINE + GRACE
-        finally:
-            server.thaw()
-        wait_until(lambda engine=engine: _works(engine), 5)
+    try:
+        every_call_ends_in_time(make_engine, server.url(), server.freeze)
+    finally:
+        server.thaw()
+    engine = make_engine(server.url())
+    wait_until(lambda: _works(engine), 5)
 
 
 def _works(engine: Engine) -> bool:
@@ -441,21 +450,7 @@ def test_one_call_that_fails_spares_the_others_the_connections_of_that_server(
 def test_every_call_into_a_black_hole_ends_in_time(
     proxy: Proxy, server: Valkey, make_engine: MakeEngine
 ) -> None:
-    for name, call in CALLS.items():
-        engine = make_engine(server.url(port=proxy.port))
-        engine.changes(0, 1)
-        proxy.black_hole()
-        try:
-            for expected in (
-                EngineUncertain if name in WRITES else EngineUnavailable,
-                EngineUnavailable,
-            ):
-                began = time.monotonic()
-                with pytest.raises(expected):
-                    call(engine)
-                assert time.monotonic() - began < DEADLINE + GRACE
-        finally:
-            proxy.heal()
+    every_call_ends_in_time(make_engine, server.url(port=proxy.port), proxy.black_hole)
 
 
 def test_an_answer_that_trickles_in_does_not_prolong_the_deadline(
