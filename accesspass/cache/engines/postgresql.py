@@ -84,10 +84,39 @@ _OPTIONS = "SET enable_seqscan = off SET jit = off"
 _LOCK = 1633907045
 
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
+# The server reads the first part from a file. A session never sees another cluster, so it keeps it.
 _SERVER = (
-    "(SELECT system_identifier FROM pg_control_system()) || '/' || "
+    "coalesce(nullif(current_setting('accesspass.cluster', true), ''), set_config("
+    "'accesspass.cluster', (pg_control_system()).system_identifier::text, false)) || '/' || "
     "left(pg_walfile_name(pg_current_wal_lsn()), 8) || '/' || pg_relation_filepath('{entries}')"
 )
+
+# Puts all writers into one order; then reads where the log ends, and whether it was written
+# elsewhere. Written into each function that writes often, because calling another one costs more.
+_LOCKED = """\
+    -- In any other one, what is read below is what stood here before the lock was waited for.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE feature_not_supported USING MESSAGE =
+            'default_transaction_isolation is not "read committed" (set it for the role)';
+    END IF;
+    IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    PERFORM pg_advisory_xact_lock({lock}, '{meta}'::regclass::oid::int);
+    SELECT m.epoch, m.start, greatest(m.floor, (SELECT max(e.seq) FROM {entries} e)),
+           m.server <> {server}
+        INTO epoch, start, head, moved FROM {meta} m WHERE m.single;
+    IF NOT FOUND THEN
+        RAISE undefined_table USING MESSAGE = 'the meta table is empty';
+    END IF;
+"""
+
+_REPLACING = """\
+ON CONFLICT (sha256(key)) DO UPDATE SET
+                seq = excluded.seq, revision = excluded.revision, expires = excluded.expires,
+                value = excluded.value,
+                replaced = e.value IS NOT NULL AND e.seq > start
+                    AND (e.expires IS NULL OR e.expires > moment)"""
 
 _SCHEMA = """\
 CREATE TABLE IF NOT EXISTS {meta} (
@@ -114,30 +143,13 @@ CREATE OR REPLACE FUNCTION {begin}(
     empty boolean, OUT epoch text, OUT head bigint, OUT start bigint
 ) LANGUAGE plpgsql {options} SET lock_timeout = '{lock_timeout}' AS $body$
 DECLARE
-    here text;
+    moved boolean;
     fresh text;
-    found_server text;
-    found_floor bigint;
 BEGIN
-    -- In any other one, what is read below is what stood here before the lock was waited for.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE feature_not_supported USING MESSAGE =
-            'default_transaction_isolation is not "read committed" (set it for the role)';
-    END IF;
-    IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
-        PERFORM set_config('synchronous_commit', 'on', true);
-    END IF;
-    PERFORM pg_advisory_xact_lock({lock}, '{meta}'::regclass::oid::int);
-    SELECT m.epoch, m.start, m.floor, m.server INTO epoch, start, found_floor, found_server
-        FROM {meta} m WHERE m.single;
-    IF NOT FOUND THEN
-        RAISE undefined_table USING MESSAGE = 'the meta table is empty';
-    END IF;
-    SELECT greatest(found_floor, max(e.seq)) INTO head FROM {entries} e;
-    here := {server};
-    IF empty OR found_server <> here THEN
+{locked}\
+    IF empty OR moved THEN
         fresh := gen_random_uuid();
-        UPDATE {meta} SET epoch = fresh, server = here, start = head, floor = head
+        UPDATE {meta} SET epoch = fresh, server = {server}, start = head, floor = head
             WHERE single;
         epoch := fresh;
         start := head;
@@ -152,20 +164,24 @@ CREATE OR REPLACE FUNCTION {write}(
     conditional boolean, if_absent boolean, if_seq bigint, if_newer boolean, if_epoch text,
     OUT epoch text, OUT seq bigint, OUT done boolean, OUT held bigint,
     OUT old_seq bigint, OUT old_revision bigint, OUT old_expires float8, OUT old_value bytea
-) LANGUAGE plpgsql {options} AS $body$
+) LANGUAGE plpgsql {options} SET lock_timeout = '{lock_timeout}' AS $body$
 DECLARE
-    log record;
+    moved boolean;
+    start bigint;
+    head bigint;
     moment float8;
 BEGIN
-    SELECT * INTO log FROM {begin}(false);
+{locked}\
+    IF moved THEN
+        SELECT b.* INTO epoch, head, start FROM {begin}(false) b;
+    END IF;
     moment := {now};
-    epoch := log.epoch;
-    seq := log.head;
+    seq := head;
     done := true;
     IF conditional THEN
         SELECT e.seq, e.revision, e.expires, e.value
             INTO old_seq, old_revision, old_expires, old_value
-            FROM {entries} e WHERE sha256(e.key) = sha256(keys[1]) AND e.seq > log.start;
+            FROM {entries} e WHERE sha256(e.key) = sha256(keys[1]) AND e.seq > start;
         held := (old_value IS NOT NULL AND (old_expires IS NULL OR old_expires > moment))::int;
         done := (if_epoch IS NULL OR if_epoch = epoch)
             AND NOT (if_absent AND held = 1)
@@ -173,22 +189,26 @@ BEGIN
             AND NOT (if_newer AND old_seq IS NOT NULL AND old_revision >= revisions[1]);
     END IF;
     IF done THEN
-        WITH stored AS (
+        IF cardinality(keys) = 1 THEN   -- the same with less ado
             INSERT INTO {entries} AS e (key, seq, revision, expires, value)
-            SELECT c.key, log.head + c.place, c.revision,
-                   CASE WHEN c.value IS NULL THEN moment ELSE c.expires END, c.value
-            FROM unnest(keys, vals, expiries, revisions)
-                WITH ORDINALITY AS c (key, value, expires, revision, place)
-            WHERE c.key IS NOT NULL
-            ON CONFLICT (sha256(key)) DO UPDATE SET
-                seq = excluded.seq, revision = excluded.revision, expires = excluded.expires,
-                value = excluded.value,
-                replaced = e.value IS NOT NULL AND e.seq > log.start
-                    AND (e.expires IS NULL OR e.expires > moment)
-            RETURNING e.replaced
-        )
-        SELECT count(*) FILTER (WHERE stored.replaced) INTO held FROM stored;
-        seq := log.head + cardinality(keys);
+            VALUES (keys[1], head + 1, revisions[1],
+                    CASE WHEN vals[1] IS NULL THEN moment ELSE expiries[1] END, vals[1])
+            {replacing}
+            RETURNING e.replaced::int INTO held;
+        ELSE
+            WITH stored AS (
+                INSERT INTO {entries} AS e (key, seq, revision, expires, value)
+                SELECT c.key, head + c.place, c.revision,
+                       CASE WHEN c.value IS NULL THEN moment ELSE c.expires END, c.value
+                FROM unnest(keys, vals, expiries, revisions)
+                    WITH ORDINALITY AS c (key, value, expires, revision, place)
+                WHERE c.key IS NOT NULL
+                {replacing}
+                RETURNING e.replaced
+            )
+            SELECT count(*) FILTER (WHERE stored.replaced) INTO held FROM stored;
+        END IF;
+        seq := head + cardinality(keys);
         PERFORM pg_notify('{channel}', '');
     END IF;
 END $body$;
@@ -256,7 +276,7 @@ def _names(table: str) -> dict[str, Any]:
             "characters, with the name of a schema and a dot before it if need be."
         )
     quoted = ".".join(f'"{part}"' for part in table.split("."))
-    return {
+    names = {
         "entries": quoted,
         "meta": f'{quoted[:-1]}_meta"',
         "begin": f'{quoted[:-1]}_begin_{_VERSION}"',
@@ -270,7 +290,9 @@ def _names(table: str) -> dict[str, Any]:
         "lock": _LOCK,
         "options": _OPTIONS,
         "lock_timeout": _LOCK_TIMEOUT,
+        "replacing": _REPLACING,
     }
+    return {**names, "locked": _LOCKED.format_map(names)}
 
 
 def schema(table: str = DEFAULT_TABLE) -> str:
