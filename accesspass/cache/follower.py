@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from accesspass.cache.codec import Opened, Seal
+from accesspass.cache.codec import MARKER, PAYLOAD, Opened, Seal
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
 from accesspass.cache.exceptions import CacheError, EngineUnavailable
 from accesspass.cache.replica import Held, Replica
@@ -307,12 +307,11 @@ class Follower:
         """Hold entries; one whose seal is broken as an absence."""
         self._counters["applied"] += len(entries)
         # A node that joins does this a million times.
-        open_seal, put = self._seal.open, replica.put
-        for entry in entries:
-            opened = open_seal(entry)
-            key, seq, revision, expires, value = entry
-            if opened is not None:
-                put(key, seq, revision, expires, opened[0], marker=opened[1])
+        check, put = self._seal.check, replica.put
+        for key, seq, revision, expires, value in entries:
+            flags = check(key, revision, expires, value)
+            if flags is not None and value is not None:
+                put(key, seq, revision, expires, value[PAYLOAD:], marker=flags & MARKER != 0)
                 continue
             if value is not None:
                 self._counters["refused"] += 1

@@ -19,6 +19,7 @@ __all__ = ["Held", "Replica"]
 _SHARDS = 256
 # seq, revision, expires, taken, flags
 _HEADER = struct.Struct("<QQddB")
+_pack, _unpack_from, _SIZE = _HEADER.pack, _HEADER.unpack_from, _HEADER.size
 _ABSENT = 1
 _MARKER = 2
 # How long what is dead is kept here, in seconds, so that few fills are refused for its loss.
@@ -58,6 +59,7 @@ class Replica:
 
     __slots__ = (
         "_buckets",
+        "_open",
         "_shards",
         "applied",
         "began",
@@ -90,6 +92,8 @@ class Replica:
         self.fill_floor = 0
         self._shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(_SHARDS))
         self._buckets: dict[tuple[float, int], dict[bytes, None]] = {}
+        # Of each bucket the part that the next key goes to.
+        self._open: dict[float, dict[bytes, None]] = {}
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -138,27 +142,31 @@ class Replica:
             elif revision and revision < old_revision:
                 return False
             self._forget(key, old)
-        flags = _MARKER if marker else 0
         if payload is None:
-            flags, payload = flags | _ABSENT, b""
-        until = _NEVER if expires is None else expires
-        new = _HEADER.pack(seq, revision, until, taken, flags) + payload
+            flags, payload = _ABSENT, b""
+        else:
+            flags = _MARKER if marker else 0
+        new = _pack(seq, revision, _NEVER if expires is None else expires, taken, flags) + payload
         shard[key] = new
         self.held_bytes += len(key) + len(new)
         if not flags:
             self.live += 1
         if seq > self.top:
             self.top = seq
-        if until != _NEVER:
-            number, part = until // _BUCKET, 0
-            bucket = self._buckets.get((number, 0))
-            while bucket is not None and len(bucket) >= _PART:
-                part += 1
-                bucket = self._buckets.get((number, part))
-            if bucket is None:
-                bucket = self._buckets[number, part] = {}
+        if expires is not None and expires != _NEVER:
+            bucket = self._open.get(expires // _BUCKET)
+            if bucket is None or len(bucket) >= _PART:
+                bucket = self._open_part(expires // _BUCKET)
             bucket[key] = None
         return True
+
+    def _open_part(self, number: float) -> dict[bytes, None]:
+        """Return a part of a bucket that has room."""
+        part = 0
+        while len(self._buckets.get((number, part), _EMPTY)) >= _PART:
+            part += 1
+        bucket = self._open[number] = self._buckets.setdefault((number, part), {})
+        return bucket
 
     def fill(
         self,
@@ -242,3 +250,5 @@ class Replica:
             del bucket[key]
             if not bucket:
                 del self._buckets[number, part]
+                if self._open.get(number) is bucket:
+                    del self._open[number]
