@@ -43,6 +43,9 @@ _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
 _EXPIRE_EVERY, _EXPIRE_LIMIT = 1.0, 10_000
 _PURGE_EVERY, _PURGE_AGAIN, _PURGE_LIMIT = 10.0, 0.1, 1_000
 _RESTARTS = 3
+# The thread begins no pull sooner after the one before, in seconds, so that under many writes one
+# pull brings several of them; after a pause it pulls at once.
+_BREATH = 0.002
 
 
 class Mark(NamedTuple):
@@ -594,8 +597,10 @@ class Follower:
         while not is_over():
             failure: Exception | None = None
             try:
+                began = time.monotonic()
                 self.pull()
                 self.engine.wait(self._heartbeat)
+                time.sleep(max(0.0, began + _BREATH - time.monotonic()))
             except Exception as error:  # noqa: BLE001 - the thread must not end with it
                 failure = error
             if failure is not None and not is_over():
