@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import copy
+import functools
 import logging
 import os
 import random
@@ -31,11 +32,8 @@ __all__ = ["Follower", "Mark", "clock"]
 logger = logging.getLogger("accesspass.cache")
 
 if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def clock() -> float:
-        """Seconds on a clock that goes on while the machine is suspended."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
+    # Seconds on a clock that goes on while the machine is suspended.
+    clock: Callable[[], float] = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:  # pragma: no cover - not on Linux
     clock = time.monotonic
 
@@ -88,6 +86,8 @@ class Follower:
         self.max_staleness = max_staleness
         self._seal = seal
         self._heartbeat = heartbeat
+        # A replica that proved itself within this time is being followed; nobody needs to look.
+        self._followed_within = min(heartbeat, max_staleness)
         self._retention = retention
         self._max_entries = max_entries
         self._cull_frequency = cull_frequency
@@ -153,12 +153,13 @@ class Follower:
         # between, and another of its threads may pull before this one goes on.
         fresh_at = replica.fresh_at
         held = replica.get(key)
-        if held is None or held.absent:
+        if held is None:
             return None
+        _, _, expires, taken, absent, _ = held
         now = clock()
-        if now - max(fresh_at, held.taken) > self.max_staleness:
+        if absent or expires <= now + (self._offset or 0.0):
             return None
-        if held.expires <= now + (self._offset or 0.0):
+        if now - fresh_at > self.max_staleness and now - taken > self.max_staleness:
             return None
         return held
 
@@ -169,7 +170,10 @@ class Follower:
         replica = self._replica
         if self.engine.sync_on_read:
             return self._sync(replica)
-        oldest = clock() - self.max_staleness
+        now = clock()
+        if self._thread is not None and now - replica.fresh_at <= self._followed_within:
+            return replica
+        oldest = now - self.max_staleness
         if replica.fresh_at < oldest and not _on_event_loop():
             # Whoever joins waits for the pull that is under way; whoever fell behind does not: the
             # database answers sooner.
