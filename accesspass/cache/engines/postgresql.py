@@ -41,9 +41,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import psycopg
+import psycopg.abc
 from django.core.exceptions import ImproperlyConfigured
 from django.views.decorators.debug import sensitive_variables
 from psycopg import pq
@@ -66,8 +67,9 @@ _IDLE = 60.0
 # How often a page is asked for again if the server it came from changed meanwhile.
 _CLAIMS = 3
 
-# How many rows are turned into entries at a time.
-_SLICE = 1_000
+# How many rows are turned into entries at a time: fewer than the garbage collector waits for, and
+# no other thread runs meanwhile.
+_SLICE = 500
 
 _NO_SCHEMA = frozenset({"42P01", "42883", "3F000"})  # table, function, schema missing
 _NOT_PREPARED = frozenset({"26000", "42P05"})  # a pooler gave us another server connection
@@ -427,34 +429,29 @@ class PostgreSQLEngine(Engine):
 
     def changes(self, after: int, limit: int) -> Page:
         wanted = limit + 1 if limit else 0
-        page, entries = self._select(self._changes, [_int8(after), _int8(wanted)], follow=True)
+        page, rows = self._select(self._changes, [_int8(after), _int8(wanted)], follow=True)
         if not limit:
             return page._replace(more=page.head > after)
-        return page._replace(changes=entries[:limit], more=len(entries) > limit)
+        return page._replace(changes=rows[:limit], more=len(rows) > limit)
 
     def read(self, key: bytes) -> Entry | None:
-        _, entries = self._select(self._read, [key, _int8(1)], follow=False)
-        return entries[0] if entries else None
+        _, rows = self._select(self._read, [key, _int8(1)], follow=False)
+        return rows[0] if rows else None
 
     def _select(
         self, statement: _Statement, parameters: Sequence[bytes | None], *, follow: bool
-    ) -> tuple[Page, list[Entry]]:
+    ) -> tuple[Page, _Rows]:
         """Read the log of a server that is known to be the one the log was written on."""
         until = time.monotonic() + self.deadline
         for _ in range(_CLAIMS):
             result = self._run(statement, parameters, until, follow=follow)
-            loader = Transformer()
-            loader.set_pgresult(result)
-            rows: list[Any] = []
-            # Not all at once, because no other thread runs meanwhile.
-            for start in range(0, result.ntuples, _SLICE):
-                end = min(start + _SLICE, result.ntuples)
-                rows += loader.load_rows(start, end, _entry)
-            if not rows:
+            if not result.ntuples:
                 with self._unavailable(), self._writer(until) as connection:
                     self._make_schema(connection, until)
                 continue
-            first: tuple[Any, ...] = rows[0]
+            loader = Transformer()
+            loader.set_pgresult(result)
+            first: tuple[Any, ...] = loader.load_rows(0, 1, tuple)[0]
             epoch, head, floor, now, server = first
             self.role = "replica" if server == b"standby" else "primary"
             if server == b"standby":
@@ -464,7 +461,8 @@ class PostgreSQLEngine(Engine):
             if server == b"changed":
                 self._run(self._begin, [_false], until, follow=False)
                 continue
-            return Page(epoch.decode(), -1 - head, floor, now, (), False), rows[1:]
+            rows = _Rows(loader, range(1, result.ntuples))
+            return Page(epoch.decode(), -1 - head, floor, now, (), False), rows
         raise EngineUnavailable("PostgreSQL: the server changed again and again")
 
     # Writing ---------------------------------------------------------------------------------
@@ -911,6 +909,37 @@ class _Connection:
                 raise _LostError(message, sent=True)
             raise _RefusedError(code.decode(), message)
         return last
+
+
+class _Rows(Sequence[Entry]):
+    """Rows of a result, made into entries when they are asked for.
+
+    As many as a page has, all at once, would be gone through by the garbage collector again and
+    again. Slices are without a step.
+    """
+
+    def __init__(self, loader: psycopg.abc.Transformer, rows: range) -> None:
+        self._loader = loader
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> _Rows: ...
+
+    def __getitem__(self, place: int | slice) -> Entry | _Rows:
+        if isinstance(place, slice):
+            return _Rows(self._loader, self._rows[place])
+        row = self._rows[place]
+        return self._loader.load_rows(row, row + 1, _entry)[0]
+
+    def __iter__(self) -> Iterator[Entry]:
+        for begin in self._rows[::_SLICE]:
+            yield from self._loader.load_rows(begin, min(begin + _SLICE, self._rows.stop), _entry)
 
 
 def _only_row(result: pq.abc.PGresult) -> tuple[Any, ...]:
