@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from django.core import mail
+from django.core import mail as django_mail
 from django.db import connections
 
-from accesspass import sessions
+from accesspass import mail, sessions
 
 __all__ = ["JOBS", "run_due", "start"]
 
@@ -25,6 +25,8 @@ logger = logging.getLogger("accesspass.background")
 JOBS: Sequence[tuple[float, Callable[[], object]]] = (
     (5.0, sessions.tidy),
     (60.0, sessions.purge),
+    (2.0, mail.deliver_due),
+    (3600.0, mail.purge),
 )
 
 _lock = threading.Lock()
@@ -42,7 +44,7 @@ def _start() -> None:
     global _pid
     # Django's test runners give mail an outbox. What a test writes is in a transaction that no
     # other thread can see, and a connection of ours would keep its database from being dropped.
-    if hasattr(mail, "outbox"):
+    if hasattr(django_mail, "outbox"):
         return
     with _lock:
         if _pid == os.getpid():
