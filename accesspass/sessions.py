@@ -50,6 +50,7 @@ __all__ = [
     "authenticate",
     "client_address",
     "join",
+    "keep",
     "logout",
     "publish_now",
     "purge",
@@ -617,6 +618,15 @@ def revoke_all(
         _lock_account(database, user.pk)
         ended = _end(database, which, reason)
     return ended.acknowledged
+
+
+def keep(session_id: uuid.UUID, user: AbstractBaseUser) -> None:
+    """Let a session outlive the change of its user's password to the one that ``user`` has now.
+
+    Call it in the transaction of that change, with the user's lock held, before the user is saved.
+    """
+    sessions = Session.objects.using(router.db_for_write(Session))
+    sessions.filter(pk=session_id).update(auth_hash=records.auth_hash(user))
 
 
 def logout(*, access_token: object = None, refresh_token: object = None) -> bool:
