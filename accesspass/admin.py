@@ -33,7 +33,15 @@ class _IdentifierInline(admin.TabularInline):  # type: ignore[type-arg]
 class AccountAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("user", "confirmed_at", "login_count")
     list_select_related = ("user",)
-    fields = ("user", "confirmed_at", "confirmed_email", "login_count", "claims", "meta")
+    fields = (
+        "user",
+        "confirmed_at",
+        "confirmed_email",
+        "login_count",
+        "language",
+        "claims",
+        "meta",
+    )
     readonly_fields = ("user", "confirmed_at", "confirmed_email", "login_count", "meta")
     inlines = (_IdentifierInline,)
 
