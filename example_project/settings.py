@@ -38,6 +38,10 @@ REST_FRAMEWORK = {
 }
 ACCESSPASS = {"BASE_URL": "http://localhost:8000"}
 
+# E-mails become files, so that the example needs no mail server.
+EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+EMAIL_FILE_PATH = DATA / "mails"
+
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
