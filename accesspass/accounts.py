@@ -35,7 +35,14 @@ from django.views.decorators.debug import sensitive_variables
 from accesspass import email_keys, identifiers, mail, sessions
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
-from accesspass.exceptions import Busy, EmailTaken, Invalid, InvalidCredentials, UsernameTaken
+from accesspass.exceptions import (
+    AccessPassError,
+    Busy,
+    EmailTaken,
+    Invalid,
+    InvalidCredentials,
+    UsernameTaken,
+)
 from accesspass.identifiers import canonical, is_plain_text
 from accesspass.models import Account, Identifier, Session, aliases, email_of
 from accesspass.sessions import TokenPair
@@ -185,11 +192,14 @@ def confirm(
         email_keys.consume(row)
         _record_confirmation(user, row.email)
         sessions.sync(user)
-    pair = None
-    if conf.CONFIRM_LOGS_IN:
-        pair = sessions.start(user, request=request)
-        user_logged_in.send(sender=type(user), request=request, user=user)
     email_confirmed.send_robust(sender=type(user), user=user, request=request)
+    if not conf.CONFIRM_LOGS_IN:
+        return user, None
+    try:
+        pair = sessions.start(user, request=request)
+    except AccessPassError:
+        return user, None  # the key is used up, and the address confirmed all the same
+    user_logged_in.send(sender=type(user), request=request, user=user)
     return user, pair
 
 
@@ -329,6 +339,7 @@ def update(
     for name, value in fields.items():
         setattr(stored, name, value)
     _refuse_bad_fields(stored, fields)
+    new = str(stored.get_username())
     account = Account.objects.for_user(stored)
     database = router.db_for_write(Account)
     try:
@@ -337,7 +348,6 @@ def update(
             if meta is not None:
                 account.meta = dict(meta)
                 account.save(update_fields=["meta"])
-            new = str(stored.get_username())
             if canonical(new) != canonical(old):
                 _claim_alias(stored, new, UsernameTaken)
             if fields:
@@ -345,6 +355,8 @@ def update(
             sessions.sync(stored)
     except IntegrityError:
         _refuse_constraints(stored)
+        if new == old:
+            raise
         raise UsernameTaken from None
     if new != old:
         username_changed.send_robust(

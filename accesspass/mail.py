@@ -135,7 +135,8 @@ def notify(
 
 def token_reused(sender: Any, user_id: Any, **_: Any) -> None:
     """Tell the user. Receiver of `refresh_token_reused`."""
-    user = get_user_model()._base_manager.filter(pk=user_id).first()
+    model = get_user_model()
+    user = model._base_manager.using(router.db_for_write(model)).filter(pk=user_id).first()
     if user is not None:
         notify(TOKEN_REUSED, user)
 
@@ -220,8 +221,7 @@ def _deliver(database: str, row: MailRequest) -> None:
         if message is None:
             mine.delete()
             return
-        message.connection = _connection()
-        message.send()
+        _connection().send_messages([message])
     except Exception as error:  # noqa: BLE001 - each backend has errors of its own
         _record_failure(mine, row, error)
     else:
@@ -229,10 +229,12 @@ def _deliver(database: str, row: MailRequest) -> None:
 
 
 def _connection() -> Any:
-    connection = django_mail.get_connection()
+    # Django 6.1 has MAILERS, and deprecates get_connection().
+    mailers = getattr(django_mail, "mailers", None)
+    connection: Any = django_mail.get_connection() if mailers is None else mailers.default
     # Without EMAIL_TIMEOUT a mail server that hangs would hold the thread for ever.
     if getattr(connection, "timeout", 0) is None:
-        connection.timeout = _SOCKET_TIMEOUT  # type: ignore[attr-defined]
+        connection.timeout = _SOCKET_TIMEOUT
     return connection
 
 
@@ -364,7 +366,8 @@ def _mint(database: str, row: MailRequest, user: Any, address: str) -> str | Non
 @sensitive_variables("key", "context", "shown", "text", "html", "message")
 def _render(row: MailRequest, user: Any, address: str, key: str | None) -> Any:
     hooks = conf.hooks()
-    account = None if user is None else Account.objects.filter(pk=user.pk).first()
+    accounts = Account.objects.using(row._state.db)
+    account = None if user is None else accounts.filter(pk=user.pk).first()
     language = (account.language if account is not None else "") or row.language
     with translation.override(hooks.email_language(user, language) or None):
         context: dict[str, Any] = {

@@ -17,6 +17,7 @@ from rest_framework.test import APIClient
 
 from accesspass import accounts, mail, sessions
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
+from accesspass.exceptions import InvalidCredentials
 from accesspass.models import Account, EmailKey, MailRequest, Session
 from tests.conftest import PASSWORD, MakeUser
 from tests.test_mail import key_in
@@ -110,6 +111,21 @@ def test_confirming_gives_tokens_if_the_project_says_so(
     assert set(answer.json()) == TOKENS
     check = api.get(url("check"), **bearer(answer.json()["access_token"]))
     assert check.json()["email_confirmed"] is True
+
+
+def test_a_key_that_is_used_up_is_a_success_whatever_becomes_of_the_session(
+    api: APIClient, user: Any, mailoutbox: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = key_for(user, CONFIRM, mailoutbox)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise InvalidCredentials
+
+    monkeypatch.setattr(sessions, "start", refuse)
+    with option(CONFIRM_LOGS_IN=True):
+        answer = post(api, "confirm", {"key": key})
+    assert (answer.status_code, answer.json()) == (200, {})
+    assert Account.objects.get().is_confirmed(user)
 
 
 @pytest.mark.parametrize("name", ["confirm", "password-reset-confirm", "email-change-confirm"])
