@@ -41,6 +41,7 @@ from accesspass.exceptions import (
     EmailTaken,
     Invalid,
     InvalidCredentials,
+    NotFound,
     UsernameTaken,
 )
 from accesspass.identifiers import canonical, is_plain_text
@@ -258,7 +259,7 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy.
+    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -267,6 +268,8 @@ def change_email(
         model._meta.get_field(model.get_email_field_name()).run_validators(email)
     except ValidationError as error:
         raise Invalid({"email": _messages(error)}) from None
+    except FieldDoesNotExist:
+        raise NotFound from None  # users of this model have no address
     user = _checked(user, current_password)
     database = router.db_for_write(Account)
     Account.objects.for_user(user)

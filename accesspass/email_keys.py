@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import get_user_model
-from django.db import router, transaction
+from django.db import router
 from django.db.models.functions import Now
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.debug import sensitive_variables
@@ -130,9 +130,8 @@ def void(user: AbstractBaseUser, purpose: str | None = None) -> None:
 
 def purge() -> None:
     """Delete keys that expired more than 30 days ago."""
-    database = router.db_for_write(EmailKey)
-    with transaction.atomic(using=database):
-        EmailKey.objects.using(database).filter(expires_at__lt=Now() - _KEPT).delete()
+    keys = EmailKey.objects.using(router.db_for_write(EmailKey))
+    keys.filter(expires_at__lt=Now() - _KEPT).delete()
 
 
 def state_of(user: AbstractBaseUser) -> str:

@@ -425,7 +425,8 @@ class AccountDeleteView(_SignedInView):
 
 def _on_its_way() -> Response:
     """The one answer to all who ask for an e-mail, whether or not there is somebody to send it."""
-    return Response({"detail": _("If that account exists, an e-mail is on its way.")}, status=202)
+    text = _("If there is somebody to send it to, an e-mail is on its way.")
+    return Response({"detail": text}, status=202)
 
 
 def _ended(acknowledged: bool) -> Response:

@@ -35,7 +35,7 @@ PUBLIC = [
 ]
 SIGNED_IN = ["password-change", "email-change", "account-delete"]
 POSTS = [*PUBLIC, *SIGNED_IN]
-ON_ITS_WAY = {"detail": "If that account exists, an e-mail is on its way."}
+ON_ITS_WAY = {"detail": "If there is somebody to send it to, an e-mail is on its way."}
 separate_username = pytest.mark.skipif(
     User.USERNAME_FIELD == "email", reason="needs a username beside the e-mail address"
 )

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 
 from accesspass import mail
 
@@ -40,7 +40,7 @@ class Command(BaseCommand):
         while not stop.is_set():
             try:
                 taken = mail.deliver(limit=1)
-            except DatabaseError:
+            except Error:
                 logger.exception("mail.failed: the database cannot be used")
                 connections.close_all()
                 taken = 0
