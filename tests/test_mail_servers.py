@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import sqlite3
@@ -22,7 +24,7 @@ from accesspass.email_keys import PASSWORD_RESET
 from accesspass.models import MailRequest
 from tests import mail_servers
 from tests.mail_servers import SILENT, Provider, SMTPServer
-from tests.servers import wait_until
+from tests.servers import free_port, wait_until
 from tests.test_mail import KEY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,3 +256,32 @@ def test_two_workers_never_send_one_request_twice(tmp_path: Path) -> None:
         recipients = sorted(x["To"] for x in smtp.accepted)
         assert recipients == sorted(f"user{i}@example.com" for i in range(30))
         assert project.query("SELECT DISTINCT attempts FROM accesspass_mailrequest") == [(1,)]
+
+
+@pytest.mark.fault
+def test_a_serving_process_delivers_by_its_own_thread(tmp_path: Path) -> None:
+    with SMTPServer() as smtp:
+        project = Project(tmp_path, smtp.port, 1)
+        project.query("DELETE FROM accesspass_mailrequest")
+        port = free_port()
+        server = project.run("-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}")
+
+        def ask() -> bool:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            with contextlib.closing(connection), contextlib.suppress(ConnectionRefusedError):
+                body = json.dumps({"username": "USER0@example.com"})
+                headers = {"Content-Type": "application/json"}
+                connection.request("POST", "/auth/confirm/resend/", body, headers)
+                assert connection.getresponse().status == 202
+                return True
+            return False
+
+        try:
+            wait_until(ask, 60, 0.1)
+            wait_until(lambda: smtp.accepted and not project.waiting(), 30, 0.1)
+        finally:
+            server.kill()
+            server.wait(30)
+        assert [x["To"] for x in smtp.accepted] == ["user0@example.com"]
+        (key,) = set(KEY.findall(smtp.accepted[0].get_body(("plain",)).get_content()))
+        assert key not in project.log.read_text()
