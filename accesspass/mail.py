@@ -11,6 +11,8 @@ twice only then. Two processes never work on one row within its lease.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -159,13 +161,18 @@ def _language_of(request: HttpRequest | None) -> str:
 
 
 def deliver_due() -> None:
-    """What the background thread does: deliver, if `MAIL_DELIVERY` leaves it to threads."""
+    """What the background thread does: deliver, if `MAIL_DELIVERY` leaves it to threads.
+
+    The thread has other jobs, so a slow mail server gets one more e-mail at a time.
+    """
     if conf.MAIL_DELIVERY == "thread":
-        deliver()
+        deliver(seconds=2)
 
 
-def deliver(limit: int = 100) -> int:
+def deliver(limit: int = 100, seconds: float = math.inf) -> int:
     """Deliver up to `limit` e-mails whose time has come. Returns how many rows were taken up.
+
+    After so many `seconds` it takes up no other.
 
     A failure is recorded in its row, which is tried again later: after 30 s, then after twice as
     long each time, an hour at most, ten times in all. A row that was given up stays as a dead
@@ -173,8 +180,10 @@ def deliver(limit: int = 100) -> int:
     """
     database = router.db_for_write(MailRequest)
     due = _waiting(database).filter(lease_until__lte=Now())
-    taken = 0
+    taken, over = 0, time.monotonic() + seconds
     for pk in list(due.order_by("lease_until").values_list("pk", flat=True)[:limit]):
+        if time.monotonic() >= over:
+            break
         row = _claim(database, pk)
         if row is not None:
             _deliver(database, row)

@@ -425,6 +425,15 @@ def test_the_background_thread_delivers_if_it_is_left_to_threads(
     assert len(mailoutbox) == sent
 
 
+def test_a_slow_mail_server_does_not_keep_the_thread(
+    user: Any, make_user: MakeUser, mailoutbox: list[Any]
+) -> None:
+    for email in (user.email, make_user("eve").email):
+        mail.ask(PASSWORD_RESET, email)
+    assert mail.deliver(seconds=0) == 0
+    assert mail.deliver(seconds=60) == 2
+
+
 def test_inline_delivery_sends_at_once(user: Any, mailoutbox: list[Any]) -> None:
     inline = {"MAIL_DELIVERY": "inline", "BASE_URL": "https://app.example.com"}
     with override_settings(ACCESSPASS=inline):
