@@ -21,8 +21,9 @@ PY := $(BIN)/python
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/faults tests/races tests/test_canary.py tests/test_cluster.py tests/test_demo.py \
     tests/test_deployments.py tests/test_identifiers.py tests/test_kills.py \
-    tests/test_mutants.py tests/test_odd_users.py tests/test_on_postgresql.py \
-    tests/test_readme.py tests/test_repository.py tests/test_services.py tests/test_tokens.py))
+    tests/test_mail_servers.py tests/test_mutants.py tests/test_odd_users.py \
+    tests/test_on_postgresql.py tests/test_readme.py tests/test_repository.py \
+    tests/test_services.py tests/test_tokens.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -1,4 +1,4 @@
-"""Registering and logging in, for any user model.
+"""The whole life of an account, for any user model: register, log in, confirm, change, delete.
 
 These functions are what the views do, without HTTP: call them from a project's own code too.
 """
@@ -9,49 +9,92 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django.contrib.auth import authenticate, get_user_model, password_validation
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
-from django.contrib.auth.signals import user_logged_in
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.db import DatabaseError, IntegrityError, router, transaction
+from django.contrib.auth.signals import user_logged_in, user_login_failed
+from django.core.exceptions import NON_FIELD_ERRORS, FieldDoesNotExist, ValidationError
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    router,
+    transaction,
+)
+from django.db.models import ProtectedError, RestrictedError
+from django.db.models.functions import Now
+from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import identifiers, sessions
+from accesspass import email_keys, identifiers, mail, sessions
 from accesspass.conf import conf
-from accesspass.exceptions import Busy, EmailTaken, Invalid, InvalidCredentials, UsernameTaken
+from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
+from accesspass.exceptions import (
+    AccessPassError,
+    Busy,
+    EmailTaken,
+    Invalid,
+    InvalidCredentials,
+    NotFound,
+    UsernameTaken,
+)
 from accesspass.identifiers import canonical, is_plain_text
 from accesspass.models import (
     Account,
     Identifier,
+    Session,
     aliases,
     email_field,
     email_of,
     is_possible_username,
+    name_fields,
 )
 from accesspass.sessions import TokenPair
-from accesspass.signals import user_registered
+from accesspass.signals import (
+    account_deleted,
+    email_changed,
+    email_confirmed,
+    password_changed,
+    password_reset,
+    user_registered,
+    username_changed,
+)
 
 if TYPE_CHECKING:
+    import uuid
+
     from django.http import HttpRequest
 
 __all__ = [
+    "Collision",
+    "adopt",
+    "change_email",
+    "change_password",
+    "confirm",
+    "confirm_email_change",
+    "delete",
     "describe",
     "json_problem",
     "log_in",
     "natural_key",
     "register",
+    "register_quietly",
+    "reset_password",
     "set_claims",
+    "update",
     "username_is_email",
 ]
 
 _MAX_JSON_DEPTH = 32
 _HASHING_WAIT = 1.0  # seconds: shorter than a client's patience, longer than one Argon2
+_INSERTING = 0.1  # seconds: more than it takes to insert a user, see register_quietly
 
 
 @sensitive_variables()
@@ -73,6 +116,7 @@ def log_in(
         raise Invalid(_password_too_long())
     model: Any = get_user_model()
     credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
+    confirmed = _confirmed_account(credentials) if conf.REQUIRE_CONFIRMED_EMAIL else None
     with _hashing():
         if is_possible_username(credentials[model.USERNAME_FIELD]):
             user = authenticate(request, **credentials)
@@ -80,6 +124,11 @@ def log_in(
             # No backend could look for it. It takes as long as any other unknown name.
             user = model().set_password(password)
     if user is None:
+        raise InvalidCredentials
+    if conf.REQUIRE_CONFIRMED_EMAIL and (confirmed is None or not confirmed.is_confirmed(user)):
+        # What counts failures has to count this one too, or it would be told from the others.
+        hidden = {**credentials, "password": "*" * 20}
+        user_login_failed.send(sender=__name__, credentials=hidden, request=request)
         raise InvalidCredentials
     pair = sessions.start(user, request=request, name=name)
     try:
@@ -99,59 +148,269 @@ def register(
     email: str,
     password: str,
     meta: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     request: HttpRequest | None = None,
-) -> tuple[AbstractBaseUser, TokenPair]:
+) -> tuple[AbstractBaseUser, TokenPair | None]:
     """Insert a user and start a first session: return the user and the tokens.
 
-    `meta` is what the client says of itself, `data` what `Hooks.prepare_user` gets. Where the
-    username of the user model is the e-mail address, `username` may be left out, or hold that
-    address. Raises Invalid with the fields that were refused, UsernameTaken, EmailTaken, Busy.
+    `meta` is what the client says of itself, `fields` are further fields of the user model, trusted
+    as they are, `data` is what `Hooks.prepare_user` gets. Where the username of the user model is
+    the e-mail address, `username` may be left out, or hold that address. An e-mail asks to confirm
+    the address; with REQUIRE_CONFIRMED_EMAIL there are no tokens before that, so None. Raises
+    Invalid with the fields that were refused, UsernameTaken, EmailTaken, Busy.
     """
-    model = get_user_model()
     data = {} if data is None else data
-    user: Any = model()
-    email = BaseUserManager.normalize_email(email)
-    if username_is_email():
-        if username and canonical(username) != canonical(email):
-            raise Invalid(
-                _problem("username", _("The username must be the e-mail address."), "invalid")
-            )
-    else:
-        setattr(user, model.USERNAME_FIELD, model.normalize_username(username))
-    if (field := email_field()) is not None:
-        setattr(user, field, email)
-    conf.hooks().prepare_user(user, data)
-    _validate(user, password, meta)
+    user = _new_user(username, email, password, meta, fields, data)
     _refuse_taken(user)
     with _hashing():
         user.set_password(password)
-    database = router.db_for_write(model)
+    return _insert(user, meta, data, request)
+
+
+@sensitive_variables("password")
+def register_quietly(
+    *,
+    username: str = "",
+    email: str,
+    password: str,
+    meta: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    request: HttpRequest | None = None,
+) -> None:
+    """Register so that the caller cannot tell whether the names were taken: an e-mail says it.
+
+    For REQUIRE_CONFIRMED_EMAIL. The arguments are those of `register`. Raises Invalid and Busy.
+    """
+    data = {} if data is None else data
+    user = _new_user(username, email, password, meta, fields, data)
+    with _hashing():
+        user.set_password(password)
+    # Everything up to here was alike. Inserting takes longer than finding a name taken.
+    over = time.monotonic() + _INSERTING
+    try:
+        _refuse_taken(user)
+        _insert(user, meta, data, request)
+    except EmailTaken:
+        mail.ask(mail.ADDRESS_TAKEN, email, request=request)
+    except UsernameTaken:
+        mail.ask(mail.USERNAME_TAKEN, email, address=email_of(user), request=request)
+    finally:
+        time.sleep(max(0.0, over - time.monotonic()))
+
+
+@sensitive_variables("key")
+def confirm(
+    key: object, *, request: HttpRequest | None = None
+) -> tuple[AbstractBaseUser, TokenPair | None]:
+    """Confirm the address that a key was sent to: return the user, and tokens if CONFIRM_LOGS_IN.
+
+    Raises InvalidKey.
+    """
+    row = email_keys.read(key, CONFIRM)
+    user = row.user
+    with transaction.atomic(using=row._state.db):
+        email_keys.consume(row)
+        _record_confirmation(user, row.email)
+        sessions.sync(user)
+    email_confirmed.send_robust(sender=type(user), user=user, request=request)
+    if not conf.CONFIRM_LOGS_IN:
+        return user, None
+    try:
+        pair = sessions.start(user, request=request)
+    except AccessPassError:
+        return user, None  # the key is used up, and the address confirmed all the same
+    user_logged_in.send(sender=type(user), request=request, user=user)
+    return user, pair
+
+
+@sensitive_variables("key", "new_password")
+def reset_password(key: object, new_password: str, *, request: HttpRequest | None = None) -> bool:
+    """Set a new password by a key from an e-mail, and end every session of the user.
+
+    Whoever has the key reads the mail of that address, so the address counts as confirmed. Returns
+    whether the engine has acknowledged the end of the sessions, as `sessions.revoke` does. Raises
+    InvalidKey, Busy, and Invalid for a password that is refused, which leaves the key good.
+    """
+    row = email_keys.read(key, PASSWORD_RESET)
+    user = row.user
+    _hash_new_password(user, new_password)
+    with transaction.atomic(using=row._state.db):
+        email_keys.consume(row)
+        _record_confirmation(user, row.email)
+        _save_password(user, request)
+    password_reset.send_robust(sender=type(user), user=user, request=request)
+    return _end_sessions(user, reason="password_reset")
+
+
+@sensitive_variables("current_password", "new_password")
+def change_password(
+    user: AbstractBaseUser,
+    current_password: str,
+    new_password: str,
+    *,
+    session_id: uuid.UUID | None = None,
+    request: HttpRequest | None = None,
+) -> bool:
+    """Set a new password for whoever knows the present one, and end all sessions but `session_id`.
+
+    Returns as `reset_password` does. Raises Invalid, Busy.
+    """
+    user = _checked(user, current_password)
+    checked = user.password
+    _hash_new_password(user, new_password)
+    with transaction.atomic(using=user._state.db):
+        _lock_unchanged(user, checked)
+        if session_id is not None:
+            sessions.keep(session_id, user)
+        _save_password(user, request)
+    password_changed.send_robust(sender=type(user), user=user, request=request)
+    return _end_sessions(user, except_=session_id, reason="password_changed")
+
+
+@sensitive_variables("current_password")
+def change_email(
+    user: AbstractBaseUser,
+    current_password: str,
+    email: str,
+    *,
+    request: HttpRequest | None = None,
+) -> None:
+    """Send a key to a new address, which is the user's once that key comes back.
+
+    Whether the address is free is not told; if it is another user's, that user is told. An earlier
+    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address.
+    """
+    email = BaseUserManager.normalize_email(email)
+    model: Any = get_user_model()
+    try:
+        identifiers.validate_email(email)
+        model._meta.get_field(model.get_email_field_name()).run_validators(email)
+    except ValidationError as error:
+        raise Invalid({"email": _messages(error)}) from None
+    except FieldDoesNotExist:
+        raise NotFound from None  # users of this model have no address
+    user = _checked(user, current_password)
+    database = router.db_for_write(Account)
+    Account.objects.for_user(user)
+    with transaction.atomic(using=database):
+        Account.objects.lock(user.pk, database)
+        email_keys.void(user, EMAIL_CHANGE)
+        mail.notify(
+            EMAIL_CHANGE, user, address=email, request=request, state=email_keys.state_of(user)
+        )
+
+
+@sensitive_variables("key")
+def confirm_email_change(key: object, *, request: HttpRequest | None = None) -> AbstractBaseUser:
+    """Make the address that a key was sent to the user's own: return the user.
+
+    The old address is told. Raises InvalidKey, and EmailTaken if somebody has it meanwhile.
+    """
+    row = email_keys.read(key, EMAIL_CHANGE)
+    user: Any = row.user
+    old = email_of(user)
+    try:
+        with transaction.atomic(using=row._state.db):
+            email_keys.consume(row)
+            setattr(user, user.get_email_field_name(), row.email)
+            if canonical(row.email) != canonical(old):
+                _claim_alias(user, row.email, EmailTaken)
+            _record_confirmation(user, row.email)
+            user.save(update_fields=[user.get_email_field_name()])
+            email_keys.void(user)
+            if old:
+                mail.notify(mail.EMAIL_CHANGED, user, address=old, request=request)
+    except IntegrityError:
+        raise EmailTaken from None
+    email_changed.send_robust(sender=type(user), user=user, old=old, new=row.email, request=request)
+    return row.user
+
+
+@sensitive_variables("current_password")
+def update(
+    user: AbstractBaseUser,
+    *,
+    username: str | None = None,
+    current_password: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
+    request: HttpRequest | None = None,
+) -> tuple[AbstractBaseUser, Mapping[str, Any]]:
+    """Change what is given of username, meta and `fields` of the user model.
+
+    A username needs the present password. Returns the user as stored, and meta. Raises Invalid with
+    the fields that were refused, UsernameTaken, Busy.
+    """
+    if meta is not None and (problem := _meta_problem(meta)):
+        raise Invalid(_problem("meta", problem, "invalid"))
+    fields = dict(fields or {})
+    stored: Any = _stored(user)
+    if not fields.keys().isdisjoint({"password", stored.get_email_field_name()}):
+        raise ValueError("change_password and change_email change these")
+    old = str(stored.get_username())
+    if username is not None and username != old:
+        if username_is_email():
+            raise Invalid(_problem("username", _("The username is the e-mail address."), "invalid"))
+        stored = _checked(user, current_password)
+        name = stored.normalize_username(username)
+        try:
+            identifiers.validate_username(name, email_of(stored))
+        except ValidationError as error:
+            raise Invalid({"username": _messages(error)}) from None
+        fields[stored.USERNAME_FIELD] = name
+    for name, value in fields.items():
+        setattr(stored, name, value)
+    _refuse_bad_fields(stored, fields)
+    new = str(stored.get_username())
+    account = Account.objects.for_user(stored)
+    database = router.db_for_write(Account)
     try:
         with transaction.atomic(using=database):
-            user = conf.hooks().create_user(user, data)
-            # A receiver of the project's may have made it already.
-            account, made = Account.objects.using(database).get_or_create(
-                user_id=user.pk, defaults={"meta": meta or {}}
-            )
-            if not made and meta:
-                Account.objects.using(database).filter(pk=user.pk).update(meta=meta)
-            names = set(aliases(user))
-            if not made:
-                held = Identifier.objects.using(database).filter(account=account)
-                names.difference_update(held.values_list("value", flat=True))
-            Identifier.objects.using(database).bulk_create(
-                [Identifier(value=value, account=account) for value in names]
-            )
-            pair = sessions.start(user, request=request)
+            Account.objects.lock(stored.pk, database)
+            if meta is not None:
+                account.meta = dict(meta)
+                account.save(update_fields=["meta"])
+            if canonical(new) != canonical(old):
+                _claim_alias(stored, new, UsernameTaken)
+            if fields:
+                stored.save(update_fields=list(fields))
+            sessions.sync(stored)
     except IntegrityError:
-        # Somebody else took the name since it was looked for, or wrote it in another case.
-        user._state.adding = True
-        _refuse_taken(user)
-        _refuse_constraints(user)
-        raise
-    user_registered.send(sender=type(user), user=user, request=request)
-    return user, pair
+        _refuse_constraints(stored)
+        if new == old:
+            raise
+        raise UsernameTaken from None
+    if new != old:
+        username_changed.send_robust(
+            sender=type(stored), user=stored, old=old, new=new, request=request
+        )
+    return stored, account.meta
+
+
+@sensitive_variables("current_password")
+def delete(
+    user: AbstractBaseUser, current_password: str, *, request: HttpRequest | None = None
+) -> bool:
+    """End every session of the user and delete the account, by `Hooks.delete_user`.
+
+    Returns as `reset_password` does. Raises Invalid, Busy.
+    """
+    user = _checked(user, current_password)
+    gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
+    rows = Session.objects.using(router.db_for_write(Session))
+    ended = list(rows.filter(user=user.pk, revoked_at=None).values_list("pk", flat=True))
+    try:
+        with transaction.atomic(using=router.db_for_write(type(user), instance=user)):
+            sessions.revoke_all(user, reason="user_deleted")
+            conf.hooks().delete_user(user)
+    except (ProtectedError, RestrictedError):
+        raise Invalid(
+            _problem("non_field_errors", _("This account is still needed."), "protected")
+        ) from None
+    account_deleted.send_robust(sender=type(user), **gone, request=request)
+    return not rows.filter(pk__in=ended, publication_pending=True).exists()
 
 
 def set_claims(user: AbstractBaseUser, claims: Mapping[str, Any]) -> None:
@@ -181,12 +440,9 @@ def natural_key(name: str) -> str:
         users = model._base_manager.using(database).filter(**{model.USERNAME_FIELD: name})
         exact = users.values_list(model.USERNAME_FIELD, flat=True).first()
     alias = canonical(name)
-    fields = [f"account__user__{x}" for x in (model.USERNAME_FIELD, email_field()) if x]
+    fields = [f"account__user__{x}" for x in name_fields()]
     row = (
-        Identifier.objects.using(database)
-        .filter(value=alias)
-        .values_list(*dict.fromkeys(fields))
-        .first()
+        Identifier.objects.using(database).filter(value=alias).values_list(*fields).first()
         if len(alias) <= identifiers.MAX_LENGTH
         else None
     )
@@ -196,6 +452,60 @@ def natural_key(name: str) -> str:
     if row is not None and any(canonical(str(value or "")) == alias for value in row):
         return str(row[0])
     return name
+
+
+class Collision(NamedTuple):
+    """A canonical name that two users have: `user_id` does not get it, `held_by` has it."""
+
+    name: str
+    user_id: Any
+    held_by: Any
+
+
+def adopt(
+    *, batch_size: int = 1000, confirmed: bool = False
+) -> Iterator[tuple[int, list[Collision]]]:
+    """Make the accounts of users that have none, in batches: yield how many, and collisions.
+
+    A name that another user has in another spelling stays with who came first, by primary key;
+    both go on logging in by their exact username. `confirmed` takes the addresses that users have
+    now for confirmed ones.
+    """
+    model: Any = get_user_model()
+    database = router.db_for_write(Account)
+    users = model._base_manager.using(database).filter(accesspass_account=None).order_by("pk")
+    last: Any = None
+    while True:
+        batch = list((users if last is None else users.filter(pk__gt=last))[:batch_size])
+        if not batch:
+            return
+        last = batch[-1].pk
+        wanted = {(name, user.pk) for user in batch for name in aliases(user)}
+        with transaction.atomic(using=database):
+            Account.objects.using(database).bulk_create(
+                [_adopted(user, confirmed) for user in batch], ignore_conflicts=True
+            )
+            Identifier.objects.using(database).bulk_create(
+                [
+                    Identifier(value=name, account_id=user.pk)
+                    for user in batch
+                    for name in aliases(user)
+                ],
+                ignore_conflicts=True,
+            )
+            names = {name for name, _pk in wanted}
+            held = dict(
+                Identifier.objects.using(database)
+                .filter(value__in=names)
+                .values_list("value", "account_id")
+            )
+        lost = [Collision(name, pk, held[name]) for name, pk in wanted if held[name] != pk]
+        yield len(batch), sorted(lost, key=str)
+
+
+def _adopted(user: Any, confirmed: bool) -> Account:
+    email = email_of(user) if confirmed else ""
+    return Account(user_id=user.pk, confirmed_email=email, confirmed_at=Now() if email else None)
 
 
 def username_is_email() -> bool:
@@ -251,6 +561,198 @@ def sync_aliases(sender: type[Any], instance: Any, **kwargs: Any) -> None:
     account = Account.objects.using(kwargs["using"]).filter(pk=instance.pk).first()
     if account is not None:
         account.sync_aliases(instance)
+
+
+def _new_user(
+    username: str,
+    email: str,
+    password: str,
+    meta: Mapping[str, Any] | None,
+    fields: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
+) -> Any:
+    """Return a user who was validated, but for names that are taken, and has no password yet."""
+    model = get_user_model()
+    user: Any = model()
+    email = BaseUserManager.normalize_email(email)
+    if username_is_email():
+        if username and canonical(username) != canonical(email):
+            raise Invalid(
+                _problem("username", _("The username must be the e-mail address."), "invalid")
+            )
+    else:
+        setattr(user, model.USERNAME_FIELD, model.normalize_username(username))
+    if (field := email_field()) is not None:
+        setattr(user, field, email)
+    for name, value in (fields or {}).items():
+        setattr(user, name, value)
+    conf.hooks().prepare_user(user, data)
+    _validate(user, password, meta)
+    return user
+
+
+def _insert(
+    user: Any,
+    meta: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
+    request: HttpRequest | None,
+) -> tuple[AbstractBaseUser, TokenPair | None]:
+    """Insert a new user with all that belongs to one. Raises UsernameTaken, EmailTaken."""
+    database = router.db_for_write(type(user))
+    language = "" if request is None else get_language_from_request(request)[:16]
+    pair = None
+    try:
+        with transaction.atomic(using=database):
+            user = conf.hooks().create_user(user, data)
+            # A receiver of the project's may have made it already.
+            known = {"meta": meta or {}, "language": language}
+            account, made = Account.objects.using(database).get_or_create(
+                user_id=user.pk, defaults=known
+            )
+            names = set(aliases(user))
+            if not made:
+                given = known if meta else {"language": language}
+                Account.objects.using(database).filter(pk=user.pk).update(**given)
+                held = Identifier.objects.using(database).filter(account=account)
+                names.difference_update(held.values_list("value", flat=True))
+            Identifier.objects.using(database).bulk_create(
+                [Identifier(value=value, account=account) for value in names]
+            )
+            if not conf.REQUIRE_CONFIRMED_EMAIL:
+                pair = sessions.start(user, request=request)
+            if conf.BASE_URL:
+                mail.notify(CONFIRM, user, request=request)
+    except IntegrityError:
+        # Somebody else took the name since it was looked for, or wrote it in another case.
+        user._state.adding = True
+        _refuse_taken(user)
+        _refuse_constraints(user)
+        raise
+    user_registered.send(sender=type(user), user=user, request=request)
+    return user, pair
+
+
+def _confirmed_account(credentials: Mapping[str, Any]) -> Account | None:
+    """Return the account behind credentials. Asked for before the password is looked at, so that
+    a good password for an unconfirmed account takes as many queries as a bad one."""
+    name = get_user_model().USERNAME_FIELD
+    accounts = Account.objects.using(router.db_for_write(Account))
+    return accounts.filter(**{f"user__{name}": credentials[name]}).first()
+
+
+def _record_confirmation(user: AbstractBaseUser, email: str) -> None:
+    accounts = Account.objects.using(router.db_for_write(Account))
+    accounts.filter(pk=user.pk).update(confirmed_at=Now(), confirmed_email=email)
+
+
+def _stored(user: AbstractBaseUser) -> Any:
+    """Return the user as the database has it: `request.user` holds a part that may be old."""
+    model = get_user_model()
+    database = router.db_for_write(model, instance=user)
+    stored = model._base_manager.using(database).filter(pk=user.pk).first()
+    if stored is None:
+        raise InvalidCredentials
+    return stored
+
+
+@sensitive_variables("password")
+def _checked(user: AbstractBaseUser, password: str | None) -> Any:
+    """Return the user as stored, if that is the password. Raises Invalid naming the field."""
+    stored = _stored(user)
+    wrong = _problem("current_password", _("This is not your password."), "password_incorrect")
+    if not password or len(password) > conf.PASSWORD_MAX_LENGTH:
+        raise Invalid(wrong)
+    with _hashing():
+        if not stored.check_password(password):
+            raise Invalid(wrong)
+    return stored
+
+
+@sensitive_variables("password")
+def _hash_new_password(user: AbstractBaseUser, password: str) -> None:
+    """Put the hash of a new password into the user, not yet into the row."""
+    if len(password) > conf.PASSWORD_MAX_LENGTH:
+        raise Invalid({"new_password": _password_too_long()["password"]})
+    if not is_plain_text(password):
+        raise Invalid(
+            _problem("new_password", _("This has characters that are not allowed."), "invalid")
+        )
+    try:
+        password_validation.validate_password(password, cast("Any", user))
+    except ValidationError as error:
+        raise Invalid({"new_password": _messages(error)}) from None
+    with _hashing():
+        user.set_password(password)
+
+
+def _lock_unchanged(user: AbstractBaseUser, password: str) -> None:
+    """Take the user's lock; raise Invalid if the password was changed since it was checked."""
+    Account.objects.lock(user.pk, router.db_for_write(Account))
+    if _stored(user).password != password:
+        raise Invalid(
+            _problem("current_password", _("This is not your password."), "password_incorrect")
+        )
+
+
+def _save_password(user: AbstractBaseUser, request: HttpRequest | None) -> None:
+    """Store the hash, which ends the sessions begun under another, and void all keys."""
+    user.save(update_fields=["password"])
+    email_keys.void(user)
+    mail.notify(mail.PASSWORD_CHANGED, user, request=request)
+
+
+def _end_sessions(user: AbstractBaseUser, *, except_: uuid.UUID | None = None, reason: str) -> bool:
+    """End what is left, and say whether the engine knows. What was done before stays done."""
+    try:
+        return sessions.revoke_all(user, except_=except_, reason=reason)
+    except (OperationalError, InterfaceError):
+        return False
+
+
+def _claim_alias(user: AbstractBaseUser, name: str, error: type[Exception]) -> None:
+    """Take an alias inside the caller's transaction. Raises `error` if another user has it."""
+    model: Any = type(user)
+    value = canonical(name)
+    database = router.db_for_write(Identifier)
+    others = model._base_manager.using(database).exclude(pk=user.pk)
+    for field in name_fields():
+        # Users who have not logged in yet hold no identifier.
+        if others.filter(**{f"{field}__in": {name, value}}).exists():
+            raise error
+    try:
+        with transaction.atomic(using=database):
+            Identifier.objects.using(database).create(value=value, account_id=user.pk)
+    except IntegrityError:
+        held = Identifier.objects.using(database).filter(value=value, account_id=user.pk)
+        if not held.exists():
+            raise error from None
+
+
+def _refuse_bad_fields(user: Any, fields: Mapping[str, Any]) -> None:
+    public = {user.USERNAME_FIELD: "username"}
+    others = {x.name for x in user._meta.fields if x.name not in fields}
+    errors: dict[str, list[dict[str, str]]] = {}
+    try:
+        user.clean_fields(exclude=others)
+        user.validate_unique(exclude={*others, user.USERNAME_FIELD})
+    except ValidationError as error:
+        for field, found in error.update_error_dict({}).items():
+            key = "non_field_errors" if field == NON_FIELD_ERRORS else public.get(field, field)
+            errors.setdefault(key, []).extend(_messages(ValidationError(found)))
+    if errors:
+        raise Invalid(errors)
+
+
+def user_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `values` that are fields of the user model, by the names it gives them."""
+    found = {}
+    for name, value in values.items():
+        try:
+            get_user_model()._meta.get_field(name)
+        except FieldDoesNotExist:
+            continue
+        found[name] = value
+    return found
 
 
 @sensitive_variables()

@@ -10,8 +10,8 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from accesspass import accounts, sessions
-from accesspass.models import Account, Identifier, Session, User
+from accesspass import accounts, mail, sessions
+from accesspass.models import Account, Identifier, MailRequest, Session, User
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -44,7 +44,15 @@ class _AccountForm(forms.ModelForm):  # type: ignore[type-arg]
 class AccountAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("user", "confirmed_at", "login_count")
     list_select_related = ("user",)
-    fields = ("user", "confirmed_at", "confirmed_email", "login_count", "claims", "meta")
+    fields = (
+        "user",
+        "confirmed_at",
+        "confirmed_email",
+        "login_count",
+        "language",
+        "claims",
+        "meta",
+    )
     readonly_fields = ("user", "confirmed_at", "confirmed_email", "login_count", "meta")
     form = _AccountForm
     inlines = (_IdentifierInline,)
@@ -94,6 +102,55 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         # Inside the admin's own transaction the answer of the engine is not known yet.
         if not all(acknowledged):
             messages.info(request, _("The revocation reaches every node in a moment."))
+
+
+class _StateFilter(admin.SimpleListFilter):
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Any:
+        return [("waiting", _("Waiting")), ("sent", _("Sent")), ("failed", _("Given up"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "waiting":
+            return queryset.filter(sent_at=None, failed_at=None)
+        if self.value() == "sent":
+            return queryset.exclude(sent_at=None)
+        if self.value() == "failed":
+            return queryset.exclude(failed_at=None)
+        return queryset
+
+
+@admin.register(MailRequest)
+class MailRequestAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Which e-mails wait, were sent or were given up. The keys in them stand nowhere."""
+
+    list_display = (
+        "id",
+        "purpose",
+        "user",
+        "identifier",
+        "created_at",
+        "attempts",
+        "sent_at",
+        "failed_at",
+        "error",
+    )
+    list_filter = (_StateFilter, "purpose")
+    list_select_related = ("user",)
+    fields = readonly_fields = (*list_display[1:], "address", "language", "lease_until")
+    actions = ("retry",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    @admin.action(
+        description=_("Send the selected e-mails that were given up"), permissions=["change"]
+    )
+    def retry(self, request: HttpRequest, queryset: QuerySet[MailRequest]) -> None:
+        count = mail.retry(queryset)
+        text = ngettext("%d e-mail is tried again.", "%d e-mails are tried again.", count)
+        messages.success(request, text % count)
 
 
 if not User._meta.swapped:

@@ -17,10 +17,11 @@ class AccessPassConfig(AppConfig):
         # These need the models, which are there only now.
         from django.apps import apps
         from django.contrib.auth import get_user_model
-        from django.core.checks import register
+        from django.core.checks import Tags, register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, model_checks, receivers
+        from accesspass import accounts, checks, mail, model_checks, receivers
+        from accesspass.signals import refresh_token_reused
 
         user = get_user_model()
         for signal, receiver in (
@@ -34,7 +35,10 @@ class AccessPassConfig(AppConfig):
                 if issubclass(model, user):
                     uid = f"accesspass.{receiver.__name__}"
                     signal.connect(receiver, sender=model, dispatch_uid=uid)
+        refresh_token_reused.connect(mail.token_reused, dispatch_uid="accesspass.token_reused")
         register(checks.check_options)
         register(checks.check_cache)
         register(model_checks.check_user_model)
+        register(model_checks.check_mail)
         register(checks.check_deployment, deploy=True)
+        register(model_checks.check_tables, Tags.database)

@@ -17,10 +17,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from django.core import mail
+from django.core import mail as django_mail
 from django.db import connections, router
 
-from accesspass import sessions, triggers
+from accesspass import mail, sessions, triggers
 from accesspass.conf import conf
 from accesspass.models import Lease, Session
 
@@ -49,6 +49,9 @@ JOBS = [
     Job("tidy", lambda: 5.0, sessions.tidy, leased=False),
     Job("sweep", lambda: conf.SWEEP_INTERVAL, sessions.sweep),
     Job("purge", lambda: 60.0, sessions.purge),
+    # Each request has a lease of its own, so that several processes may send at once.
+    Job("mail", lambda: 2.0, mail.deliver_due, leased=False),
+    Job("mail purge", lambda: 3600.0, mail.purge),
 ]
 
 _TICK = 1.0
@@ -72,7 +75,7 @@ def _start() -> None:
     global _pid
     # Django's test runners give mail an outbox. What a test writes is in a transaction that no
     # other thread can see, and a connection of ours would keep its database from being dropped.
-    if hasattr(mail, "outbox"):
+    if hasattr(django_mail, "outbox"):
         return
     pid, mine = os.getpid(), object()
     if _started.setdefault(pid, mine) is not mine:

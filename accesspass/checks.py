@@ -16,6 +16,7 @@ None of these needs the models; those that do stand in `model_checks`.
 | W004 | the cache belongs to one process, so others do not hear of a revocation |
 | W005 | sessions never end (`--deploy`) |
 | W006 | idle sessions never end (`--deploy`) |
+| W013 | requests send e-mails themselves (`--deploy`) |
 | W020 | a resource server and its authorization server may have different keys |
 """
 
@@ -166,6 +167,15 @@ def check_deployment(
 ) -> list[CheckMessage]:
     """Advise lifetimes. Only with `check --deploy`."""
     found: list[CheckMessage] = []
+    if conf.MAIL_DELIVERY == "inline":
+        found.append(
+            CheckWarning(
+                "Requests send e-mails themselves, and tell by their time whether an account "
+                "exists.",
+                hint="ACCESSPASS['MAIL_DELIVERY'] = 'inline' is for tests.",
+                id="accesspass.W013",
+            )
+        )
     if conf.REFRESH_TOKEN_LIFETIME is None:
         found.append(
             CheckWarning(

@@ -30,12 +30,7 @@ TEN_YEARS = 3_650 * 86_400
 # because an option that is accepted and then ignored would be worse.
 NOT_YET = frozenset(
     {
-        "CONFIRM_LOGS_IN",
-        "EMAIL_KEY_LIFETIMES",
-        "LINKS",
-        "MAIL_DELIVERY",
         "REFRESH_COOKIE",
-        "REQUIRE_CONFIRMED_EMAIL",
         "THROTTLES",
     }
 )
@@ -190,6 +185,61 @@ def _service_url(value: Any) -> str | None:
     return None if good else wanted
 
 
+def _base_url(value: Any) -> str | None:
+    wanted = "must be an https URL without query and fragment (http on this machine alone)"
+    try:
+        parts = urlsplit(value)
+        host, _port = parts.hostname, parts.port
+    except (ValueError, AttributeError, TypeError):
+        return wanted
+    local = host in ("localhost", "127.0.0.1", "::1")
+    good = (
+        isinstance(value, str)
+        and not any(x.isspace() for x in value)
+        and (parts.scheme == "https" or (parts.scheme == "http" and local))
+        and host
+        and not (parts.query or parts.fragment or parts.username is not None)
+    )
+    return None if good else wanted
+
+
+_LINKS = {
+    "confirm": "/confirm#key={key}",
+    "password_reset": "/reset-password#key={key}",
+    "email_change": "/confirm-email#key={key}",
+}
+_KEY_LIFETIMES = {"confirm": 86_400, "password_reset": 7_200, "email_change": 86_400}
+
+
+def _links(value: Any) -> str | None:
+    if not isinstance(value, dict) or not value.keys() <= _LINKS.keys():
+        return f"must be a dict with keys among {', '.join(_LINKS)}"
+    for link in value.values():
+        # What comes before the # is seen by servers, their logs and the Referer header.
+        if not isinstance(link, str) or not link.startswith("/") or link.count("{key}") != 1:
+            return "must hold paths that begin with / and have {key} once"
+        if "#" not in link.partition("{key}")[0]:
+            return "must have {key} after a #, where no server sees it"
+    return None
+
+
+def _key_lifetimes(value: Any) -> str | None:
+    if not isinstance(value, dict) or not value.keys() <= _KEY_LIFETIMES.keys():
+        return f"must be a dict with keys among {', '.join(_KEY_LIFETIMES)}"
+    for purpose, lifetime in value.items():
+        most = 86_400 if purpose == "password_reset" else 7 * 86_400
+        if problem := _duration(60, most)(lifetime):
+            return f"{problem} for {purpose!r}"
+    return None
+
+
+def _one_of(*words: str) -> Callable[[Any], str | None]:
+    def problem(value: Any) -> str | None:
+        return None if value in words else f"must be one of {', '.join(map(repr, words))}"
+
+    return problem
+
+
 class Conf:
     """The options as typed attributes. Use the instance, `accesspass.conf.conf`."""
 
@@ -237,8 +287,30 @@ class Conf:
     HOOKS = Option[str]("accesspass.hooks.Hooks", _text)
     """The dotted path of a subclass of `accesspass.hooks.Hooks`."""
 
-    BASE_URL = Option["str | None"](None, _optional(_text))
+    BASE_URL = Option["str | None"](None, _optional(_base_url))
     """Where the project's front end is; links in e-mails are joined to it."""
+
+    LINKS = Option["dict[str, str]"](_LINKS, _links, read=lambda value: {**_LINKS, **value})
+    """The pages of the front end that take a key from an e-mail, joined to BASE_URL. The key stands
+    in the fragment, which no server sees."""
+
+    EMAIL_KEY_LIFETIMES = Option["dict[str, float]"](
+        _KEY_LIFETIMES,
+        _key_lifetimes,
+        read=lambda value: {k: _seconds(v) for k, v in {**_KEY_LIFETIMES, **value}.items()},
+    )
+    """How long the key in an e-mail is good for; a reset's a day at most, the others' a week."""
+
+    MAIL_DELIVERY = Option[str]("thread", _one_of("thread", "worker", "inline"))
+    """Who sends e-mails: a thread of each serving process, `manage.py accesspass_mail`, or the
+    request itself, which is for tests alone."""
+
+    REQUIRE_CONFIRMED_EMAIL = Option[bool](False, _flag)
+    """Whether nobody gets tokens before the e-mail address is confirmed. Registration then answers
+    the same for a taken name as for a free one."""
+
+    CONFIRM_LOGS_IN = Option[bool](False, _flag)
+    """Whether confirming the address after registration gives tokens."""
 
     META_MAX_BYTES = Option[int](4096, _whole_number(0))
     """How much a client may say of itself in `meta`, in bytes of JSON."""

@@ -55,6 +55,44 @@ class Hooks:
         """
         return {**account.claims, **session_claims}
 
+    def may_reset_password(self, user: AbstractBaseUser) -> bool:
+        """Tell whether an e-mail that asks for a new password may give one to `user`.
+
+        By default not to users without a password of ours, who log in by LDAP or single sign-on.
+        """
+        return user.has_usable_password()
+
+    def delete_user(self, user: AbstractBaseUser) -> None:
+        """Delete a user who asked for it. Runs in a transaction, after every session has ended.
+
+        Override it to keep the row: take away what is personal and set `is_active` to False.
+        """
+        user.delete()
+
+    def email_language(self, user: AbstractBaseUser | None, language: str) -> str:
+        """Return the language code in which an e-mail is written.
+
+        `language` is what the user's client asked for at registration, for users from elsewhere
+        what the request for this e-mail asked for; it may be empty. `user` is None for somebody
+        who has no account.
+        """
+        return language
+
+    def email_from(self, purpose: str, user: AbstractBaseUser | None) -> str | None:
+        """Return the sender of an e-mail; None is DEFAULT_FROM_EMAIL."""
+        return None
+
+    def email_context(
+        self, purpose: str, user: AbstractBaseUser | None, context: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return what the templates of an e-mail get, or None to send none.
+
+        `purpose` is the name of its templates, one of `accesspass.mail.PURPOSES`. `context` has
+        `user`, `address`, `site` (the host of BASE_URL), `base_url`, `link` and `lifetime` (where
+        there is a key), and what the occasion adds. Log nothing of it: the link has the key.
+        """
+        return context
+
     def login_response(
         self, user: AbstractBaseUser, pair: Mapping[str, Any], request: HttpRequest | None
     ) -> dict[str, Any]:

@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Account",
+    "EmailKey",
     "Identifier",
     "Lease",
+    "MailRequest",
     "Session",
     "User",
     "aliases",
     "email_field",
     "email_of",
     "is_possible_username",
+    "name_fields",
     "new_user_id",
 ]
 
@@ -167,6 +170,12 @@ def email_field() -> str | None:
     return name if name in {field.name for field in model._meta.concrete_fields} else None
 
 
+def name_fields() -> list[str]:
+    """Return the fields of the user model that hold names to log in by, the username first."""
+    names = (get_user_model().USERNAME_FIELD, email_field())
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
 def email_of(user: AbstractBaseUser) -> str:
     """Return the user's e-mail address, or "" for a model or a user without one."""
     name = email_field()
@@ -214,6 +223,15 @@ class AccountManager(models.Manager["Account"]):
                 raise
         return account
 
+    def lock(self, user_pk: Any, using: str) -> bool:
+        """Take the user's lock; whoever locks both takes the account before the sessions.
+
+        An UPDATE locks the row on every vendor; SELECT FOR UPDATE does not on SQLite. Returns
+        whether there is an account to lock.
+        """
+        rows = self.using(using).filter(pk=user_pk)
+        return rows.update(login_count=models.F("login_count")) > 0
+
 
 class Account(models.Model):
     """What AccessPass itself knows of a user, whatever the user model is."""
@@ -233,6 +251,8 @@ class Account(models.Model):
     meta = models.JSONField(_("meta"), default=dict, blank=True)
     # Written by the server alone; permissions read it.
     claims = models.JSONField(_("claims"), default=dict, blank=True)
+    # What the user's client asked for at registration; e-mails are written in it.
+    language = models.CharField(_("language"), max_length=16, blank=True, default="")
     login_count = models.PositiveBigIntegerField(_("logins"), default=0, editable=False)
     published = models.CharField(max_length=64, blank=True, default="", editable=False)
 
@@ -371,3 +391,88 @@ class Lease(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class EmailKey(models.Model):
+    """A one-time key that travelled by e-mail. No usable secret is stored: the digest only."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    digest = models.CharField(max_length=64)
+    purpose = models.CharField(_("purpose"), max_length=32)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="accesspass_email_keys",
+        verbose_name=_("user"),
+    )
+    # Where it was sent to; for a change of address the new one.
+    email = models.CharField(_("e-mail address"), max_length=254)
+    # SHA-256 of the user's auth hash and address when the key was made: see email_keys.state_of.
+    state = models.CharField(max_length=64)
+    created_at = models.DateTimeField(_("created at"))
+    expires_at = models.DateTimeField(_("expires at"))
+    # Used, or made void by something that happened to the account.
+    spent_at = models.DateTimeField(_("spent at"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("e-mail key")
+        verbose_name_plural = _("e-mail keys")
+        indexes = [
+            models.Index(fields=["user", "spent_at"], name="accesspass_emailkey_user"),
+            models.Index(fields=["expires_at"], name="accesspass_emailkey_expiry"),
+        ]
+
+    def __str__(self) -> str:
+        return f"e-mail key {self.id}"
+
+
+class MailRequest(models.Model):
+    """An e-mail that was asked for, until it is sent, and for a while after.
+
+    A public request holds an `identifier` alone, since the request path looks nobody up; delivery
+    finds the user. Notices of our own name the user, and the address where it is not the stored
+    one.
+    """
+
+    purpose = models.CharField(_("purpose"), max_length=32)
+    identifier = models.CharField(_("identifier"), max_length=MAX_LENGTH, blank=True, default="")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="accesspass_mail_requests",
+        verbose_name=_("user"),
+    )
+    address = models.CharField(_("e-mail address"), max_length=254, blank=True, default="")
+    context = models.JSONField(default=dict, blank=True)
+    language = models.CharField(_("language"), max_length=16, blank=True, default="")
+    # Purpose and identifier of a public request that waits, so that there is one at a time.
+    pending_key = models.CharField(max_length=MAX_LENGTH + 33, null=True, unique=True)
+    created_at = models.DateTimeField(_("created at"))
+    # Nobody takes it up before: somebody is sending it, or the last attempt has failed.
+    lease_until = models.DateTimeField(_("not before"))
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    sent_at = models.DateTimeField(_("sent at"), null=True, blank=True)
+    failed_at = models.DateTimeField(_("given up at"), null=True, blank=True)
+    error = models.CharField(_("last error"), max_length=100, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("e-mail")
+        verbose_name_plural = _("e-mails")
+        indexes = [
+            models.Index(
+                fields=["lease_until"],
+                condition=models.Q(sent_at=None, failed_at=None),
+                name="accesspass_mail_due",
+            ),
+            models.Index(fields=["user", "purpose", "sent_at"], name="accesspass_mail_sent"),
+            models.Index(
+                fields=["failed_at"],
+                condition=models.Q(failed_at__isnull=False),
+                name="accesspass_mail_failed",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"e-mail {self.pk}: {self.purpose}"

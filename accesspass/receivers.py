@@ -14,7 +14,7 @@ from django.db import connections, router
 from django.views.decorators.debug import sensitive_variables
 
 from accesspass import records, sessions
-from accesspass.models import Session
+from accesspass.models import Account, Session
 
 __all__ = ["user_deleting", "user_saved", "user_saving"]
 
@@ -40,7 +40,7 @@ def user_saving(instance: Any, update_fields: Sequence[str] | None = None, **_: 
         update_fields is None or not concerned.isdisjoint(update_fields)
     ):
         # Inside a transaction the user's row would stay locked before the account's.
-        sessions.lock_account(database, instance.pk)
+        Account.objects.lock(instance.pk, database)
     if old_hashes := _hashes_kept(database, instance, update_fields):
         instance.__dict__[_OLD_HASHES] = old_hashes
     if "_accesspass_recorded" in instance.__dict__:

@@ -13,20 +13,29 @@ from django.utils.translation import gettext_lazy as _
 from rest_framework import parsers, serializers
 from rest_framework.exceptions import ParseError
 
+from accesspass import accounts
 from accesspass.accounts import json_problem, username_is_email
 from accesspass.conf import conf
 from accesspass.devices import device_name
 from accesspass.models import Session, email_field
 
 __all__ = [
+    "AccountDeleteSerializer",
+    "AccountSerializer",
+    "EmailChangeSerializer",
+    "KeySerializer",
     "LoginSerializer",
     "LogoutSerializer",
+    "PasswordChangeSerializer",
+    "PasswordResetSerializer",
     "RefreshSerializer",
     "RegisterSerializer",
     "SessionSerializer",
     "StrictFormParser",
     "StrictJSONParser",
     "TokenSerializer",
+    "UsernameForgotSerializer",
+    "UsernameSerializer",
 ]
 
 
@@ -116,7 +125,11 @@ class _Instant(serializers.Field[Any, Any, str, Any]):
 
 class RegisterSerializer(serializers.Serializer[Any]):
     """`username` may be left out where the user model's username is the e-mail address, and `email`
-    too if `username` holds that address."""
+    too if `username` holds that address.
+
+    A subclass may declare more fields: those that the user model has are put into the new user, and
+    all of them reach `Hooks.prepare_user` and `create_user`.
+    """
 
     username = _TextField(required=False, max_length=255)
     email = _TextField(required=False, max_length=254)
@@ -139,11 +152,15 @@ class RegisterSerializer(serializers.Serializer[Any]):
             message = self.fields["password"].error_messages["required"]
             raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
         attrs.setdefault("email", "")
-        if attrs.pop("password_confirm", attrs["password"]) != attrs["password"]:
-            raise serializers.ValidationError(
-                {"password_confirm": _("The passwords differ.")}, code="password_mismatch"
-            )
+        _compare_passwords(attrs, "password")
         return attrs
+
+
+def _compare_passwords(attrs: dict[str, Any], field: str) -> None:
+    if attrs.pop("password_confirm", attrs[field]) != attrs[field]:
+        raise serializers.ValidationError(
+            {"password_confirm": _("The passwords differ.")}, code="password_mismatch"
+        )
 
 
 class LoginSerializer(serializers.Serializer[Any]):
@@ -191,3 +208,62 @@ class SessionSerializer(serializers.Serializer[Session]):
 
     def get_current(self, session: Session) -> bool:
         return bool(session.pk == self.context["current"])
+
+
+class UsernameSerializer(serializers.Serializer[Any]):
+    """Whose e-mail it is: the username or the address, in any case."""
+
+    username = _TextField(max_length=255)
+
+
+class UsernameForgotSerializer(serializers.Serializer[Any]):
+    email = _TextField(max_length=254)
+
+
+class KeySerializer(serializers.Serializer[Any]):
+    """A one-time key from an e-mail."""
+
+    key = _TextField(max_length=255, trim_whitespace=False, write_only=True)
+
+
+class _NewPasswordSerializer(serializers.Serializer[Any]):
+    new_password = _PasswordField()
+    password_confirm = _PasswordField(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        _compare_passwords(attrs, "new_password")
+        return attrs
+
+
+class PasswordResetSerializer(KeySerializer, _NewPasswordSerializer):
+    pass
+
+
+class PasswordChangeSerializer(_NewPasswordSerializer):
+    current_password = _PasswordField()
+
+
+class EmailChangeSerializer(serializers.Serializer[Any]):
+    current_password = _PasswordField()
+    email = _TextField(max_length=254)
+
+
+class AccountDeleteSerializer(serializers.Serializer[Any]):
+    current_password = _PasswordField()
+
+
+class AccountSerializer(serializers.Serializer[Any]):
+    """What a user may change, and see, of the own account.
+
+    A subclass may declare more fields of the user model: they are shown under `user` and may be
+    changed, unless they are read-only. The address and the password have routes of their own.
+    """
+
+    username = _TextField(required=False, max_length=255, write_only=True)
+    meta = serializers.JSONField(required=False, write_only=True)
+    current_password = _PasswordField(required=False)
+
+    def to_representation(self, instance: Any) -> dict[str, Any]:
+        """Return the user as answers show it, with the further fields. `meta` is in the context."""
+        shown = accounts.describe(instance, self.context["meta"])
+        return {**shown, **super().to_representation(instance)}

@@ -60,9 +60,9 @@ __all__ = [
     "client_address",
     "introspect",
     "join",
+    "keep",
     "let_go",
     "live",
-    "lock_account",
     "logout",
     "publish_now",
     "purge",
@@ -725,7 +725,7 @@ def revoke_all(
     if except_ is not None:
         which &= ~Q(pk=except_)
     with transaction.atomic(using=database):
-        lock_account(database, user.pk)
+        Account.objects.lock(user.pk, database)
         ended = _end(database, which, reason)
     return ended.acknowledged
 
@@ -738,7 +738,7 @@ def let_go(user: AbstractBaseUser) -> None:
     """
     database = router.db_for_write(Session)
     with transaction.atomic(using=database):
-        if not lock_account(database, user.pk):
+        if not Account.objects.lock(user.pk, database):
             _lock_user(database, user.pk)
         _end(database, Q(user=user.pk), "user_deleted")
         Session.objects.using(database).filter(user=user.pk).update(user=None)
@@ -770,6 +770,15 @@ def _everywhere(session_id: uuid.UUID, *, reason: str) -> bool:
     with transaction.atomic(using=database):
         ended = _end(database, Q(user=session.user_id, revoked_at__isnull=False), reason)
     return ended.acknowledged
+
+
+def keep(session_id: uuid.UUID, user: AbstractBaseUser) -> None:
+    """Let a session outlive the change of its user's password to the one that ``user`` has now.
+
+    Call it in the transaction of that change, with the user's lock held, before the user is saved.
+    """
+    sessions = Session.objects.using(router.db_for_write(Session))
+    sessions.filter(pk=session_id).update(auth_hash=records.auth_hash(user))
 
 
 @sensitive_variables()
@@ -855,15 +864,6 @@ def _lock_user(database: str, user_pk: Any) -> None:
     model._base_manager.using(database).filter(pk=user_pk).update(**{name: F(name)})
 
 
-def lock_account(database: str, user_pk: Any) -> bool:
-    """Take the user's lock: whoever locks both takes the account before the sessions.
-
-    Returns whether there is an account to lock.
-    """
-    accounts = Account.objects.using(database).filter(pk=user_pk)
-    return accounts.update(login_count=F("login_count")) > 0
-
-
 # Keep up with the user ------------------------------------------------------------------------
 
 
@@ -897,7 +897,7 @@ def _sync(user_pk: Any, rehashed: Sequence[str] = (), auth_hash: str = "") -> No
     mark = _mark(cache)
     with transaction.atomic(using=database):
         if rehashed:
-            lock_account(database, user_pk)
+            Account.objects.lock(user_pk, database)
             sessions = Session.objects.using(database).filter(user=user_pk)
             sessions.filter(auth_hash__in=rehashed).update(auth_hash=auth_hash)
         _republish(cache, mark, database, current)

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from django.dispatch import Signal
 
-__all__ = ["refresh_token_reused", "session_revoked", "session_started", "user_registered"]
+__all__ = [
+    "account_deleted",
+    "email_changed",
+    "email_confirmed",
+    "password_changed",
+    "password_reset",
+    "refresh_token_reused",
+    "session_revoked",
+    "session_started",
+    "user_registered",
+    "username_changed",
+]
 
 # sender: the user class; user; request (HttpRequest, or None outside of HTTP)
 user_registered = Signal()
@@ -22,3 +33,27 @@ session_revoked = Signal()
 # A refresh token that had been exchanged before was sent again, so its session was revoked.
 # sender: the user class; user_id (primary key, or None); session_id (UUID)
 refresh_token_reused = Signal()
+
+# What follows is sent after the change is committed; a receiver that fails is logged, no more.
+
+# sender: the user class; user; request (HttpRequest or None)
+email_confirmed = Signal()
+
+# The user has changed the password, knowing the old one.
+# sender: the user class; user; request (HttpRequest or None)
+password_changed = Signal()
+
+# The password was set by a key from an e-mail.
+# sender: the user class; user; request (HttpRequest or None)
+password_reset = Signal()
+
+# sender: the user class; user; old (str); new (str); request (HttpRequest or None)
+email_changed = Signal()
+
+# sender: the user class; user; old (str); new (str); request (HttpRequest or None)
+username_changed = Signal()
+
+# The user is gone: what is left is what the row said.
+# sender: the user class; user_id (primary key); username (str); email (str);
+# request (HttpRequest or None)
+account_deleted = Signal()

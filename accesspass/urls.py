@@ -21,4 +21,22 @@ urlpatterns = [
     path("sessions/<str:session_id>/", views.SessionDetailView.as_view(), name="session-detail"),
     path("introspect/", views.IntrospectView.as_view(), name="introspect"),
     path("revoke/", views.RevokeView.as_view(), name="revoke"),
+    path("confirm/", views.ConfirmView.as_view(), name="confirm"),
+    path("confirm/resend/", views.ConfirmResendView.as_view(), name="confirm-resend"),
+    path("password/reset/", views.PasswordResetView.as_view(), name="password-reset"),
+    path(
+        "password/reset/confirm/",
+        views.PasswordResetConfirmView.as_view(),
+        name="password-reset-confirm",
+    ),
+    path("password/change/", views.PasswordChangeView.as_view(), name="password-change"),
+    path("username/forgot/", views.UsernameForgotView.as_view(), name="username-forgot"),
+    path("email/change/", views.EmailChangeView.as_view(), name="email-change"),
+    path(
+        "email/change/confirm/",
+        views.EmailChangeConfirmView.as_view(),
+        name="email-change-confirm",
+    ),
+    path("account/", views.AccountView.as_view(), name="account"),
+    path("account/delete/", views.AccountDeleteView.as_view(), name="account-delete"),
 ]

@@ -9,6 +9,7 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.http import Http404, UnreadablePostError
 from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
 from django.views.debug import SafeExceptionReporterFilter
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from rest_framework import exceptions as drf
@@ -18,7 +19,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accesspass import accounts, background, sessions
+from accesspass import accounts, background, mail, sessions
 from accesspass.authentication import TokenAuthentication, sent_token, service_of
 from accesspass.bearer import challenge
 from accesspass.conf import conf
@@ -33,14 +34,22 @@ from accesspass.exceptions import (
 )
 from accesspass.models import Session
 from accesspass.serializers import (
+    AccountDeleteSerializer,
+    AccountSerializer,
+    EmailChangeSerializer,
+    KeySerializer,
     LoginSerializer,
     LogoutSerializer,
+    PasswordChangeSerializer,
+    PasswordResetSerializer,
     RefreshSerializer,
     RegisterSerializer,
     SessionSerializer,
     StrictFormParser,
     StrictJSONParser,
     TokenSerializer,
+    UsernameForgotSerializer,
+    UsernameSerializer,
 )
 
 if TYPE_CHECKING:
@@ -52,16 +61,26 @@ if TYPE_CHECKING:
     from accesspass.sessions import SessionRecord, TokenPair
 
 __all__ = [
+    "AccountDeleteView",
+    "AccountView",
     "CheckView",
+    "ConfirmResendView",
+    "ConfirmView",
+    "EmailChangeConfirmView",
+    "EmailChangeView",
     "IntrospectView",
     "LoginView",
     "LogoutAllView",
     "LogoutView",
+    "PasswordChangeView",
+    "PasswordResetConfirmView",
+    "PasswordResetView",
     "RefreshView",
     "RegisterView",
     "RevokeView",
     "SessionDetailView",
     "SessionListView",
+    "UsernameForgotView",
 ]
 
 _Errors = dict[str, list[dict[str, str]]]
@@ -151,19 +170,29 @@ class _AuthView(APIView):
 
 
 class RegisterView(_AuthView):
-    """POST: a new user, with the tokens of a first session."""
+    """POST: a new user, with the tokens of a first session.
+
+    With REQUIRE_CONFIRMED_EMAIL an e-mail instead of tokens, and the same answer for taken names.
+    """
 
     serializer_class = RegisterSerializer
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
         body = self.body(request)
-        data = dict(request.data)
+        values, further = _split(body, RegisterSerializer)
+        data = {**cast("dict[str, Any]", request.data), **further}
         for secret in ("password", "password_confirm"):
             data.pop(secret, None)
-        user, pair = accounts.register(**body, data=data, request=request._request)
-        shown = accounts.describe(user, body.get("meta") or {})
-        return Response({"user": shown, **_token_answer(request, user, pair)}, status=201)
+        values["fields"] = accounts.user_fields(further)
+        values |= {"data": data, "request": request._request}
+        if conf.REQUIRE_CONFIRMED_EMAIL:
+            accounts.register_quietly(**values)
+            return _on_its_way()
+        user, pair = accounts.register(**values)
+        shown = accounts.describe(user, values.get("meta") or {})
+        tokens = {} if pair is None else _token_answer(request, user, pair)
+        return Response({"user": shown, **tokens}, status=201)
 
 
 class LoginView(_AuthView):
@@ -335,6 +364,17 @@ def _ended(acknowledged: bool) -> Response:
     return Response(status=204) if acknowledged or in_test_case else _pending()
 
 
+def _split(
+    body: dict[str, Any], serializer: type[Serializer[Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values of our own serializer's fields, and those that a subclass has added."""
+    ours = serializer().get_fields()
+    return (
+        {name: value for name, value in body.items() if name in ours},
+        {name: value for name, value in body.items() if name not in ours},
+    )
+
+
 def _pending() -> Response:
     """The revocation is recorded, but not every node can be known to have heard of it yet."""
     return Response({"sessions_ended": "pending"}, status=202)
@@ -386,3 +426,143 @@ def _by_field(details: Any) -> _Errors:
         ]
         for field, found in details.items()
     }
+
+
+# The account and what travels by e-mail -------------------------------------------------------
+
+
+class _SignedInView(_AuthView):
+    authentication_classes = [TokenAuthentication]
+    permission_classes = [IsAuthenticated]
+
+
+class _AskView(_AuthView):
+    """POST: an e-mail for whoever has that name. The answer is the same if nobody has it."""
+
+    purpose: ClassVar[str]
+    field: ClassVar[str] = "username"
+    serializer_class: ClassVar[type[Serializer[Any]]] = UsernameSerializer
+
+    def post(self, request: Request) -> Response:
+        mail.ask(self.purpose, self.body(request)[self.field], request=request._request)
+        return _on_its_way()
+
+
+class ConfirmView(_AuthView):
+    """POST: a key from an e-mail confirms the address. With CONFIRM_LOGS_IN it gives tokens."""
+
+    serializer_class = KeySerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        user, pair = accounts.confirm(self.body(request)["key"], request=request._request)
+        return Response({} if pair is None else _token_answer(request, user, pair))
+
+
+class ConfirmResendView(_AskView):
+    """POST: the e-mail that asks for confirmation once more, if the address is not confirmed."""
+
+    purpose = mail.CONFIRM
+
+
+class PasswordResetView(_AskView):
+    """POST: an e-mail with a key for a new password."""
+
+    purpose = mail.PASSWORD_RESET
+
+
+class PasswordResetConfirmView(_AuthView):
+    """POST: a key from an e-mail sets a new password and ends every session."""
+
+    serializer_class = PasswordResetSerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        body = self.body(request)
+        return _ended(accounts.reset_password(**body, request=request._request))
+
+
+class PasswordChangeView(_SignedInView):
+    """POST: the present password sets a new one and ends every other session."""
+
+    serializer_class = PasswordChangeSerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        acknowledged = accounts.change_password(
+            cast("AbstractBaseUser", request.user),
+            **self.body(request),
+            session_id=cast("SessionRecord", request.auth).id,
+            request=request._request,
+        )
+        return _ended(acknowledged)
+
+
+class UsernameForgotView(_AskView):
+    """POST: an e-mail that says which username belongs to an address."""
+
+    purpose = mail.USERNAME
+    field = "email"
+    serializer_class = UsernameForgotSerializer
+
+
+class EmailChangeView(_SignedInView):
+    """POST: an e-mail with a key to a new address, which is not the user's before it comes back."""
+
+    serializer_class = EmailChangeSerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        accounts.change_email(
+            cast("AbstractBaseUser", request.user), **self.body(request), request=request._request
+        )
+        return _on_its_way()
+
+
+class EmailChangeConfirmView(_AuthView):
+    """POST: a key from an e-mail makes the address that it was sent to the user's own."""
+
+    serializer_class = KeySerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        accounts.confirm_email_change(self.body(request)["key"], request=request._request)
+        return Response(status=204)
+
+
+class AccountView(_SignedInView):
+    """GET: the user. PATCH: change meta, further fields, and with the password the username."""
+
+    serializer_class = AccountSerializer
+
+    def get(self, request: Request) -> Response:
+        record = cast("SessionRecord", request.auth)
+        return self.show(cast("AbstractBaseUser", request.user), record.meta)
+
+    @sensitive_variables()
+    def patch(self, request: Request) -> Response:
+        body = self.body(request)
+        values, fields = _split(body, AccountSerializer)
+        user = cast("AbstractBaseUser", request.user)
+        return self.show(*accounts.update(user, **values, fields=fields, request=request._request))
+
+    def show(self, user: AbstractBaseUser, meta: Mapping[str, Any]) -> Response:
+        serializer: Any = self.serializer_class
+        return Response({"user": serializer(user, context={"meta": meta}).data})
+
+
+class AccountDeleteView(_SignedInView):
+    """POST: the present password deletes the account and ends every session."""
+
+    serializer_class = AccountDeleteSerializer
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        user = cast("AbstractBaseUser", request.user)
+        return _ended(accounts.delete(user, **self.body(request), request=request._request))
+
+
+def _on_its_way() -> Response:
+    """The one answer to all who ask for an e-mail, whether or not there is somebody to send it."""
+    text = _("If there is somebody to send it to, an e-mail is on its way.")
+    return Response({"detail": text}, status=202)

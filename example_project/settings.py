@@ -49,6 +49,10 @@ ACCESSPASS = {
     "INTROSPECTION_CLIENTS": {"notes": hashlib.sha256(SERVICE_SECRET.encode()).hexdigest()},
 }
 
+# E-mails become files, so that the example needs no mail server.
+EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+EMAIL_FILE_PATH = DATA / "mails"
+
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.db.models.functions import Now
 from django.test import Client
 from django.urls import reverse
 
-from accesspass import sessions
+from accesspass import mail, sessions
 from accesspass.admin import AccountAdmin
 from accesspass.exceptions import InvalidToken
-from accesspass.models import Account, Session
+from accesspass.models import Account, EmailKey, MailRequest, Session
 from tests.conftest import PASSWORD, MakeUser
 
 
@@ -116,3 +117,29 @@ def test_a_user_of_ours_can_be_added(root: Client) -> None:
     assert answer.status_code == 302
     eve = get_user_model()._default_manager.get(username="eve")
     assert root.get(reverse("admin:accesspass_user_change", args=[eve.pk])).status_code == 200
+
+
+def test_dead_letters_are_shown_without_secrets_and_tried_again(
+    root: Client, user: Any, mailoutbox: list[Any]
+) -> None:
+    mail.ask("password_reset", user.email)
+    mail.deliver()
+    mail.ask("confirm", user.email)
+    MailRequest.objects.filter(sent_at=None).update(failed_at=Now(), error="SMTPDataError 552")
+    row = MailRequest.objects.get(sent_at=None)
+    key = EmailKey.objects.get()
+    changes = reverse("admin:accesspass_mailrequest_changelist")
+    for state, shown in (("", 2), ("waiting", 0), ("sent", 1), ("failed", 1)):
+        answer = root.get(changes, {"state": state} if state else {})
+        assert answer.context["cl"].result_count == shown
+    answer = root.get(reverse("admin:accesspass_mailrequest_change", args=[row.pk]))
+    assert b"SMTPDataError 552" in answer.content
+    for secret in (key.digest, key.state, "ap_ek_"):
+        assert secret.encode() not in answer.content
+    assert root.get(reverse("admin:accesspass_mailrequest_add")).status_code == 403
+    ids = list(MailRequest.objects.values_list("pk", flat=True))
+    answer = root.post(changes, {"action": "retry", "_selected_action": ids}, follow=True)
+    assert b"1 e-mail is tried again" in answer.content
+    mail.deliver()
+    assert len(mailoutbox) == 2
+    assert not MailRequest.objects.filter(sent_at=None).exists()

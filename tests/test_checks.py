@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db.models.functions import Now
 from django.test import override_settings
 
 from accesspass.checks import check_cache, check_deployment, check_options
 from accesspass.conf import NOT_YET
-from accesspass.model_checks import check_user_model
+from accesspass.model_checks import check_mail, check_tables, check_user_model
+from accesspass.models import Account, MailRequest
+from tests.conftest import MakeUser
 
 GOOD = {"BASE_URL": "https://app.example.com"}
 
@@ -33,6 +37,7 @@ def cache(backend: str, **more: Any) -> list[Any]:
 def test_the_settings_of_the_tests_are_clean() -> None:
     assert check_options() == []
     assert check_cache() == []
+    assert check_mail() == []
 
 
 def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
@@ -116,6 +121,49 @@ def test_deployment_advises_lifetimes() -> None:
     }
     with override_settings(ACCESSPASS=lifetimes):
         assert check_deployment() == []
+
+
+def test_who_requires_confirmation_needs_links() -> None:
+    with override_settings(ACCESSPASS={"REQUIRE_CONFIRMED_EMAIL": True}):
+        assert ids(check_mail()) == ["E010"]
+    with override_settings(ACCESSPASS={**GOOD, "REQUIRE_CONFIRMED_EMAIL": True}):
+        assert check_mail() == []
+
+
+def test_templates_that_cannot_be_found_are_a_warning(tmp_path: Path, settings: Any) -> None:
+    settings.TEMPLATES = []
+    assert ids(check_mail()) == ["W012"]
+    folder = tmp_path / "accesspass" / "email"
+    folder.mkdir(parents=True)
+    (folder / "username.html").write_text("{% nonsense %}")
+    engine = {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+    settings.TEMPLATES = [{**engine, "DIRS": [tmp_path]}]
+    (found,) = check_mail()
+    assert "username.html" in found.msg
+
+
+def test_mail_sent_by_requests_is_no_deployment() -> None:
+    with override_settings(ACCESSPASS={"MAIL_DELIVERY": "inline"}):
+        assert "W013" in ids(check_deployment())
+
+
+def test_users_without_an_account_are_a_warning(user: Any) -> None:
+    assert ids(check_tables(databases=["default"])) == ["W010"]
+    assert check_tables(databases=[]) == check_tables() == []
+    Account.objects.for_user(user)
+    assert check_tables(databases=["default"]) == []
+
+
+def test_dead_letters_are_a_warning(make_user: MakeUser) -> None:
+    user = make_user()
+    Account.objects.for_user(user)
+    row = MailRequest(user=user, purpose="confirm", created_at=Now(), lease_until=Now())
+    row.save()
+    assert check_tables(databases=["default"]) == []
+    MailRequest.objects.update(failed_at=Now())
+    (found,) = check_tables(databases=["default"])
+    assert ids([found]) == ["W011"]
+    assert "1 e-mails" in found.msg
 
 
 def test_manage_py_check_runs_them() -> None:

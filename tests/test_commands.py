@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.db.models.functions import Now
 from django.test import override_settings
 
-from accesspass import background, sessions
-from accesspass.models import Session
+from accesspass import background, mail, sessions
+from accesspass.models import MailRequest, Session
 from tests.sessions import age, engine_out_of_reach, is_refused
 
 
@@ -40,6 +41,24 @@ def test_status_counts_live_sessions_and_pending_publications(make_user: Any) ->
         assert found["engine"] == "memory"
         assert (found["live_sessions"], found["pending_publications"]) == (1, 0)
         assert f"epoch                 {found['epoch']}" in run()
+
+
+def test_status_counts_e_mails(user: Any) -> None:
+    mail.ask("confirm", user.email)
+    mail.ask("confirm", "nobody@example.com")
+    MailRequest.objects.filter(identifier=user.email).update(failed_at=Now())
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        found = json.loads(run("--json"))
+    assert (found["waiting_mails"], found["failed_mails"]) == (1, 1)
+
+
+def test_mail_once_delivers_what_is_due_and_ends(user: Any, mailoutbox: list[Any]) -> None:
+    mail.ask("confirm", user.email)
+    mail.ask("password_reset", user.email)
+    call_command("accesspass_mail", "--once")
+    assert len(mailoutbox) == 2
+    call_command("accesspass_mail", "--once")
+    assert len(mailoutbox) == 2
 
 
 @pytest.mark.django_db

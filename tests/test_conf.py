@@ -76,10 +76,65 @@ def test_the_token_keys_are_the_secret_key_and_its_fallbacks() -> None:
         ("HOOKS", OtherHooks),
         ("USER_FIELDS", "first_name"),
         ("USER_FROM_RECORD", 1),
+        ("BASE_URL", ""),
+        ("BASE_URL", "app.example.com"),
+        ("BASE_URL", "http://app.example.com"),
+        ("BASE_URL", "https://"),
+        ("BASE_URL", "https://app.example.com/?next=x"),
+        ("BASE_URL", "https://app.example.com/#x"),
+        ("BASE_URL", "https://user:secret@app.example.com"),
+        ("BASE_URL", "https://app.example.com:port"),
+        ("BASE_URL", "https://app.example.com/a b"),
+        ("BASE_URL", "javascript:alert(1)"),
+        ("BASE_URL", 1),
+        ("LINKS", []),
+        ("LINKS", {"reset": "/x#{key}"}),
+        ("LINKS", {"confirm": "/x?key={key}"}),
+        ("LINKS", {"confirm": "/x?key={key}#"}),
+        ("LINKS", {"confirm": "/x#"}),
+        ("LINKS", {"confirm": "/x#{key}{key}"}),
+        ("LINKS", {"confirm": "https://other.example.com/#{key}"}),
+        ("LINKS", {"confirm": None}),
+        ("EMAIL_KEY_LIFETIMES", 60),
+        ("EMAIL_KEY_LIFETIMES", {"reset": 60}),
+        ("EMAIL_KEY_LIFETIMES", {"confirm": 59}),
+        ("EMAIL_KEY_LIFETIMES", {"password_reset": timedelta(days=2)}),
+        ("EMAIL_KEY_LIFETIMES", {"confirm": timedelta(days=8)}),
+        ("MAIL_DELIVERY", "celery"),
+        ("MAIL_DELIVERY", None),
+        ("REQUIRE_CONFIRMED_EMAIL", "yes"),
+        ("CONFIRM_LOGS_IN", 1),
     ],
 )
 def test_a_wrong_value_has_a_problem(name: str, value: Any) -> None:
     assert Conf.options[name].problem(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BASE_URL", "https://app.example.com"),
+        ("BASE_URL", "https://app.example.com:8443/shop/"),
+        ("BASE_URL", "http://localhost:3000"),
+        ("BASE_URL", "http://127.0.0.1"),
+        ("BASE_URL", "http://[::1]:3000/"),
+        ("LINKS", {}),
+        ("LINKS", {"confirm": "/#/confirm?key={key}"}),
+        ("EMAIL_KEY_LIFETIMES", {"password_reset": timedelta(hours=1), "confirm": 604_800}),
+        ("MAIL_DELIVERY", "worker"),
+    ],
+)
+def test_a_right_value_has_none(name: str, value: Any) -> None:
+    assert Conf.options[name].problem(value) is None
+
+
+def test_a_part_of_links_and_lifetimes_keeps_the_other_defaults() -> None:
+    own = {"LINKS": {"confirm": "/c#{key}"}, "EMAIL_KEY_LIFETIMES": {"confirm": timedelta(hours=1)}}
+    with override_settings(ACCESSPASS=own):
+        assert conf.LINKS["confirm"] == "/c#{key}"
+        assert conf.LINKS["password_reset"] == "/reset-password#key={key}"
+        assert conf.EMAIL_KEY_LIFETIMES["confirm"] == 3600
+        assert conf.EMAIL_KEY_LIFETIMES["password_reset"] == 7200
 
 
 def test_hooks_are_one_instance_of_the_class_that_is_named() -> None:

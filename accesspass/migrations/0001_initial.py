@@ -111,22 +111,15 @@ class Migration(migrations.Migration):
                 "verbose_name": "user",
                 "verbose_name_plural": "users",
                 "swappable": "AUTH_USER_MODEL",
-                "constraints": [
-                    models.UniqueConstraint(
-                        django.db.models.functions.text.Lower("username"),
-                        name="accesspass_user_username",
-                        violation_error_code="username_taken",
-                        violation_error_message="This username is taken.",
-                    ),
-                    models.UniqueConstraint(
-                        django.db.models.functions.text.Lower("email"),
-                        condition=models.Q(("email", ""), _negated=True),
-                        name="accesspass_user_email",
-                        violation_error_code="email_taken",
-                        violation_error_message="This e-mail address is taken.",
-                    ),
-                ],
             },
+        ),
+        migrations.CreateModel(
+            name="Lease",
+            fields=[
+                ("name", models.CharField(max_length=32, primary_key=True, serialize=False)),
+                ("holder", models.CharField(blank=True, default="", max_length=64)),
+                ("until", models.DateTimeField()),
+            ],
         ),
         migrations.CreateModel(
             name="Account",
@@ -155,6 +148,12 @@ class Migration(migrations.Migration):
                 ("meta", models.JSONField(blank=True, default=dict, verbose_name="meta")),
                 ("claims", models.JSONField(blank=True, default=dict, verbose_name="claims")),
                 (
+                    "language",
+                    models.CharField(
+                        blank=True, default="", max_length=16, verbose_name="language"
+                    ),
+                ),
+                (
                     "login_count",
                     models.PositiveBigIntegerField(
                         default=0, editable=False, verbose_name="logins"
@@ -168,6 +167,98 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "account",
                 "verbose_name_plural": "accounts",
+            },
+        ),
+        migrations.CreateModel(
+            name="EmailKey",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("digest", models.CharField(max_length=64)),
+                ("purpose", models.CharField(max_length=32, verbose_name="purpose")),
+                ("email", models.CharField(max_length=254, verbose_name="e-mail address")),
+                ("state", models.CharField(max_length=64)),
+                ("created_at", models.DateTimeField(verbose_name="created at")),
+                ("expires_at", models.DateTimeField(verbose_name="expires at")),
+                ("spent_at", models.DateTimeField(blank=True, null=True, verbose_name="spent at")),
+                (
+                    "user",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="accesspass_email_keys",
+                        to=settings.AUTH_USER_MODEL,
+                        verbose_name="user",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "e-mail key",
+                "verbose_name_plural": "e-mail keys",
+            },
+        ),
+        migrations.CreateModel(
+            name="MailRequest",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("purpose", models.CharField(max_length=32, verbose_name="purpose")),
+                (
+                    "identifier",
+                    models.CharField(
+                        blank=True, default="", max_length=255, verbose_name="identifier"
+                    ),
+                ),
+                (
+                    "address",
+                    models.CharField(
+                        blank=True, default="", max_length=254, verbose_name="e-mail address"
+                    ),
+                ),
+                ("context", models.JSONField(blank=True, default=dict)),
+                (
+                    "language",
+                    models.CharField(
+                        blank=True, default="", max_length=16, verbose_name="language"
+                    ),
+                ),
+                ("pending_key", models.CharField(max_length=288, null=True, unique=True)),
+                ("created_at", models.DateTimeField(verbose_name="created at")),
+                ("lease_until", models.DateTimeField(verbose_name="not before")),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
+                ("sent_at", models.DateTimeField(blank=True, null=True, verbose_name="sent at")),
+                (
+                    "failed_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="given up at"),
+                ),
+                (
+                    "error",
+                    models.CharField(
+                        blank=True, default="", max_length=100, verbose_name="last error"
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="accesspass_mail_requests",
+                        to=settings.AUTH_USER_MODEL,
+                        verbose_name="user",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "e-mail",
+                "verbose_name_plural": "e-mails",
             },
         ),
         migrations.CreateModel(
@@ -231,14 +322,6 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "session",
                 "verbose_name_plural": "sessions",
-                "indexes": [
-                    models.Index(fields=["user", "revoked_at"], name="accesspass_session_user"),
-                    models.Index(
-                        condition=models.Q(("publication_pending", True)),
-                        fields=["publication_pending"],
-                        name="accesspass_session_pending",
-                    ),
-                ],
             },
         ),
         migrations.CreateModel(
@@ -266,15 +349,63 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "identifiers",
             },
         ),
-        migrations.CreateModel(
-            name="Lease",
-            fields=[
-                (
-                    "name",
-                    models.CharField(max_length=32, primary_key=True, serialize=False),
-                ),
-                ("holder", models.CharField(blank=True, default="", max_length=64)),
-                ("until", models.DateTimeField()),
-            ],
+        migrations.AddConstraint(
+            model_name="user",
+            constraint=models.UniqueConstraint(
+                django.db.models.functions.text.Lower("username"),
+                name="accesspass_user_username",
+                violation_error_code="username_taken",
+                violation_error_message="This username is taken.",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="user",
+            constraint=models.UniqueConstraint(
+                django.db.models.functions.text.Lower("email"),
+                condition=models.Q(("email", ""), _negated=True),
+                name="accesspass_user_email",
+                violation_error_code="email_taken",
+                violation_error_message="This e-mail address is taken.",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="emailkey",
+            index=models.Index(fields=["user", "spent_at"], name="accesspass_emailkey_user"),
+        ),
+        migrations.AddIndex(
+            model_name="emailkey",
+            index=models.Index(fields=["expires_at"], name="accesspass_emailkey_expiry"),
+        ),
+        migrations.AddIndex(
+            model_name="mailrequest",
+            index=models.Index(
+                condition=models.Q(("failed_at", None), ("sent_at", None)),
+                fields=["lease_until"],
+                name="accesspass_mail_due",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="mailrequest",
+            index=models.Index(fields=["user", "purpose", "sent_at"], name="accesspass_mail_sent"),
+        ),
+        migrations.AddIndex(
+            model_name="mailrequest",
+            index=models.Index(
+                condition=models.Q(("failed_at__isnull", False)),
+                fields=["failed_at"],
+                name="accesspass_mail_failed",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="session",
+            index=models.Index(fields=["user", "revoked_at"], name="accesspass_session_user"),
+        ),
+        migrations.AddIndex(
+            model_name="session",
+            index=models.Index(
+                condition=models.Q(("publication_pending", True)),
+                fields=["publication_pending"],
+                name="accesspass_session_pending",
+            ),
         ),
     ]

@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from accesspass.conf import conf
-from accesspass.models import Session
+from accesspass.models import MailRequest, Session
 
 
 class Command(BaseCommand):
@@ -53,7 +53,8 @@ class Command(BaseCommand):
         if options["create"]:
             self.stdout.write(f"The {found['engine']} engine has what it needs.")
             return
-        found = {name: found[name] for name in ("engine", "role", "epoch", "head")} | _sessions()
+        found = {name: found[name] for name in ("engine", "role", "epoch", "head")}
+        found |= _sessions() | _mails()
         if options["json"]:
             self.stdout.write(json.dumps(found))
             return
@@ -68,4 +69,12 @@ def _sessions() -> dict[str, int]:
     return {
         "live_sessions": sessions.filter(not_over, revoked_at=None).exclude(user=None).count(),
         "pending_publications": sessions.filter(publication_pending=True).count(),
+    }
+
+
+def _mails() -> dict[str, int]:
+    rows = MailRequest.objects.using(router.db_for_write(MailRequest))
+    return {
+        "waiting_mails": rows.filter(sent_at=None, failed_at=None).count(),
+        "failed_mails": rows.exclude(failed_at=None).count(),
     }
