@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.cluster import exchange
-from tests.servers import Server, free_port, make_folder, shared_postgresql
+from tests.servers import Server, family, free_port, make_folder, shared_postgresql
 
 __all__ = ["NEW_PASSWORD", "PASSWORD", "Mail", "Person", "Reply", "Site", "request"]
 
@@ -217,6 +217,18 @@ class Site(Server):
         """Deliver, and return the one key that went to an address."""
         (key,) = [x.key for x in self.mail() if x.to == [address] and x.key]
         return key
+
+    def key_for_reset(self, person: Person) -> str:
+        """Ask for a reset, and return the key that came."""
+        self.mail()
+        assert self.post("password/reset", {"username": person.email}).status == 202
+        return self.key_for(person.email)
+
+    def memory(self) -> int:
+        """The memory of the process that serves, in MB; the most that it ever had."""
+        (worker,) = family(self.pid)[1:]
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
+        return int(line) // 1024
 
     def sql(self, statement: str, *values: object) -> Any:
         """Run one statement past the application; returns its rows, if there are any."""
