@@ -47,10 +47,12 @@ CODES = {
     "invalid_token",
     "method_not_allowed",
     "not_acceptable",
+    "email_taken",
     "not_found",
     "parse_error",
     "token_required",
     "unsupported_media_type",
+    "username_taken",
 }
 DEEP = 50_000
 BODIES: dict[str, bytes] = {
@@ -272,8 +274,9 @@ def test_no_query_and_no_media_type_is_an_internal_error(
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_other_method_does_anything(site: Site, person: Person, route: str) -> None:
-    others = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "X"]
+    others = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "BREW"]
     allowed = {ROUTES[route][0]} | ({"GET"} if route == "account" else set())
+    allowed |= {"HEAD"} if "GET" in allowed else set()
     others = [x for x in others if x not in allowed]
     replies = site.at_once([send(site, route, person, method=x) for x in others])
     for method, reply in zip(others, replies, strict=True):
@@ -356,10 +359,9 @@ def test_a_password_longer_than_the_limit_is_hashed_nowhere(site: Site, person: 
         replies[route] = site.post(route, body, token=person.access)
     for route, reply in replies.items():
         assert (reply.status, reply.code) == (400, "invalid"), route
-        (field,) = {"password", "new_password", "current_password"} & set(reply.body["errors"]) or [
-            ""
-        ]
-        assert {x["code"] for x in reply.body["errors"][field]} == {"max_length"}, route
+        codes = {x["code"] for errors in reply.body["errors"].values() for x in errors}
+        assert "max_length" in codes, (route, reply)
+        assert codes <= {"max_length", "required"}, (route, reply)
 
 
 def test_passwords_are_taken_as_they_are(site: Site) -> None:
@@ -373,13 +375,12 @@ def test_passwords_are_taken_as_they_are(site: Site) -> None:
                 assert site.log_in(name, other).status == 401
 
 
-@pytest.mark.parametrize("password", ["short", "1234567", "password", "12345678901", "{name}"])
+@pytest.mark.parametrize("password", ["short", "1234567", "password", "12345678901", "{name}@"])
 def test_validators_hear_every_new_password(site: Site, person: Person, password: str) -> None:
-    password = password.format(name=person.username * 2)
-    assert site.register(password=password).status in (201, 400)
     fresh = site.name()
-    refused = site.register(fresh, password=password.replace(person.username, fresh))
+    refused = site.register(fresh, password=password.format(name=fresh))
     assert refused.body["errors"]["password"]
+    password = password.format(name=person.username)
     body = {"current_password": PASSWORD, "new_password": password}
     changed = site.post("password/change", body, token=person.access)
     assert changed.body["errors"]["new_password"]
