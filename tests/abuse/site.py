@@ -198,7 +198,9 @@ class Site(Server):
     # What goes on behind.
 
     @contextlib.contextmanager
-    def settings(self, *, django: Mapping[str, Any] | None = None, **changes: Any) -> Iterator[None]:
+    def settings(
+        self, *, django: Mapping[str, Any] | None = None, **changes: Any
+    ) -> Iterator[None]:
         """Change options of ACCESSPASS, and settings of Django."""
         changed = {**(django or {}), "ACCESSPASS": changes}
         assert self.send("POST", "/lab/settings/", body=changed).status == 200

@@ -50,7 +50,12 @@ def test_a_username_is_taken_in_every_spelling(site: Site, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("stra\u00dfe", "STRASSE"), ("\ufb00", "ff"), ("caf\u00e9", "cafe\u0301"), ("\u03c2", "\u03a3")],
+    [
+        ("stra\u00dfe", "STRASSE"),
+        ("\ufb00", "ff"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\u03c2", "\u03a3"),
+    ],
     ids=["sharp s", "ligature", "accent", "final sigma"],
 )
 def test_a_username_that_folds_onto_another_is_taken(site: Site, one: str, other: str) -> None:
@@ -129,9 +134,7 @@ def test_an_old_username_equal_to_an_address_breaks_nobodys_login(
 ) -> None:
     """From before the installation: the row was not made by a registration."""
     squatter = site.person()
-    site.sql(
-        "UPDATE accesspass_user SET username = %s WHERE id = %s", person.email, squatter.id
-    )
+    site.sql("UPDATE accesspass_user SET username = %s WHERE id = %s", person.email, squatter.id)
     reply = site.log_in(person.username)
     assert reply.status == 200
     site.mail()
@@ -178,7 +181,7 @@ def test_an_array_of_addresses_reaches_nobody(site: Site, person: Person, shape:
 @pytest.mark.parametrize(
     "address",
     [
-        'Mike <{}>',
+        "Mike <{}>",
         '"{}"@evil.example',
         "{}@evil.example",
         "{}\u0000@evil.example",

@@ -274,7 +274,18 @@ def test_no_query_and_no_media_type_is_an_internal_error(
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_other_method_does_anything(site: Site, person: Person, route: str) -> None:
-    others = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "BREW"]
+    others = [
+        "GET",
+        "HEAD",
+        "POST",
+        "PUT",
+        "PATCH",
+        "DELETE",
+        "OPTIONS",
+        "TRACE",
+        "PROPFIND",
+        "BREW",
+    ]
     allowed = {ROUTES[route][0]} | ({"GET"} if route == "account" else set())
     allowed |= {"HEAD"} if "GET" in allowed else set()
     others = [x for x in others if x not in allowed]
@@ -338,7 +349,10 @@ def test_a_json_bomb_costs_little_memory(site: Site, person: Person) -> None:
     before = site.memory()
     for bomb in bombs:
         for reply in site.at_once([send(site, "register", person, content=bomb)] * 4):
-            assert (reply.status, reply.code) == (400, "parse_error" if b"meta" not in bomb else reply.code)
+            assert (reply.status, reply.code) == (
+                400,
+                "parse_error" if b"meta" not in bomb else reply.code,
+            )
     assert site.memory() - before < 400, "MB"
 
 
@@ -366,7 +380,11 @@ def test_a_password_longer_than_the_limit_is_hashed_nowhere(site: Site, person: 
 
 def test_passwords_are_taken_as_they_are(site: Site) -> None:
     """As long as 1,024 characters, with spaces at both ends, in any script; none is a prefix."""
-    for password in ("  two spaces at both ends  ", "p\u00e4ssw\u00f6rter \u5bc6\u7801 \U0001f511", "x y" * 341):
+    for password in (
+        "  two spaces at both ends  ",
+        "p\u00e4ssw\u00f6rter \u5bc6\u7801 \U0001f511",
+        "x y" * 341,
+    ):
         name = site.name()
         assert site.register(name, password=password).status == 201
         assert site.log_in(name, password).status == 200

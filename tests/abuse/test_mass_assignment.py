@@ -145,9 +145,10 @@ def test_a_reset_takes_nothing_but_the_password(site: Site, person: Person) -> N
     assert site.log_in(person.username, NEW_PASSWORD).status == 200
     assert rights(site, person.id) == PLAIN
     assert site.sql("SELECT claims::text FROM accesspass_account") != []
-    assert site.get("check", token=site.log_in(other.username).body["access_token"]).body[
-        "claims"
-    ] == {}
+    assert (
+        site.get("check", token=site.log_in(other.username).body["access_token"]).body["claims"]
+        == {}
+    )
 
 
 def test_a_key_and_its_expiry_cannot_be_cast_at_registration(site: Site) -> None:

@@ -56,7 +56,9 @@ def test_of_registrations_of_one_username_in_any_spelling_one_wins(site: Site) -
     names = [f"{x}{end}" for x in ("kiss", "KISS", "\u212aiss", "ki\u017f\u017f", "ki\u00df")] * 4
     replies = site.at_once(
         [
-            post("register", {"username": x, "email": f"{end}-{n}@example.com", "password": PASSWORD})
+            post(
+                "register", {"username": x, "email": f"{end}-{n}@example.com", "password": PASSWORD}
+            )
             for n, x in enumerate(names)
         ]
     )
@@ -110,9 +112,7 @@ def test_of_refreshes_with_one_token_all_get_one_pair(site: Site, person: Person
     assert rotations == [(1,)]
 
 
-def test_of_password_changes_with_one_present_password_one_wins(
-    site: Site, person: Person
-) -> None:
+def test_of_password_changes_with_one_present_password_one_wins(site: Site, person: Person) -> None:
     replies = site.at_once(
         [
             post(

@@ -51,7 +51,9 @@ def forgeries(site: Site, person: Person, token: str) -> dict[str, str | bytes]:
         "junk inside": prefix + body[:10] + "!" + body[10:],
         "junk at the end": token + "!",
         "a newline inside": prefix + body[:38] + "%0A" + body[38:],
-        "the other alphabet": prefix + body.replace("-", "+").replace("_", "/") + ("" if re.search("[-_]", body) else "x"),
+        "the other alphabet": prefix
+        + body.replace("-", "+").replace("_", "/")
+        + ("" if re.search("[-_]", body) else "x"),
         "quoted": quote(token, safe="") + "%20",
         "in quotes": f'"{token}"',
         "upper case": token.upper(),
@@ -160,9 +162,7 @@ def test_a_key_is_good_for_its_own_purpose_alone(site: Site, person: Person) -> 
 @pytest.mark.parametrize(
     "place", ["query", "cookie", "body", "basic", "no scheme", "other scheme", "other header"]
 )
-def test_an_access_token_counts_in_its_header_alone(
-    site: Site, person: Person, place: str
-) -> None:
+def test_an_access_token_counts_in_its_header_alone(site: Site, person: Person, place: str) -> None:
     path, headers, body = "/hello/", {}, None
     if place == "query":
         path = f"/hello/?access_token={person.username}-in-place-of-a-token"
