@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import authenticate, get_user_model, password_validation
@@ -22,9 +18,9 @@ from django.db import IntegrityError, router, transaction
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import identifiers, sessions
+from accesspass import hashing, identifiers, sessions
 from accesspass.conf import conf
-from accesspass.exceptions import Busy, EmailTaken, Invalid, InvalidCredentials, UsernameTaken
+from accesspass.exceptions import EmailTaken, Invalid, InvalidCredentials, UsernameTaken
 from accesspass.identifiers import canonical, is_plain_text
 from accesspass.models import Account, Identifier, aliases, email_of
 from accesspass.sessions import TokenPair
@@ -44,7 +40,6 @@ __all__ = [
 ]
 
 _MAX_JSON_DEPTH = 32
-_HASHING_WAIT = 1.0  # seconds: shorter than a client's patience, longer than one Argon2
 
 
 @sensitive_variables("password", "credentials")
@@ -65,7 +60,7 @@ def log_in(
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(_password_too_long())
     credentials = {get_user_model().USERNAME_FIELD: natural_key(username), "password": password}
-    with _hashing():
+    with hashing.slot(request):
         user = authenticate(request, **credentials)
     if user is None:
         raise InvalidCredentials
@@ -105,7 +100,7 @@ def register(
     conf.hooks().prepare_user(user, data)
     _validate(user, password, meta)
     _refuse_taken(user)
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
     database = router.db_for_write(model)
     try:
@@ -335,23 +330,3 @@ def _problem(field: str, message: str, code: str) -> dict[str, list[dict[str, st
 def _password_too_long() -> dict[str, list[dict[str, str]]]:
     message = _("This has more than %d characters.") % conf.PASSWORD_MAX_LENGTH
     return _problem("password", message, "max_length")
-
-
-@contextmanager
-def _hashing() -> Iterator[None]:
-    slots = _slots(conf.HASHING_CONCURRENCY)
-    if not slots.acquire(timeout=_HASHING_WAIT):
-        raise Busy
-    try:
-        yield
-    finally:
-        slots.release()
-
-
-@cache
-def _slots(size: int) -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(size)
-
-
-# A slot that another thread held when the process forked would never be given back.
-os.register_at_fork(after_in_child=_slots.cache_clear)

@@ -8,7 +8,6 @@ each step stands where it stands.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
@@ -36,6 +35,7 @@ from accesspass.exceptions import (
 )
 from accesspass.models import Account, Session
 from accesspass.records import RecordCache, SessionRecord
+from accesspass.networks import client_address
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
 from accesspass.tokens import Token, TokenType, derive, mint, parse
 
@@ -48,7 +48,6 @@ __all__ = [
     "TokenPair",
     "aauthenticate",
     "authenticate",
-    "client_address",
     "join",
     "logout",
     "publish_now",
@@ -452,22 +451,6 @@ def _seconds(duration: float | timedelta) -> float:
 def _plain(text: str) -> str:
     """What a client says of itself, without what a database or a terminal would choke on."""
     return "".join(character for character in text if character.isprintable())
-
-
-def client_address(request: HttpRequest) -> str | None:
-    """Return the address of the client, None if there is none that can be parsed.
-
-    With ``TRUSTED_PROXIES`` n it is the n-th from the right of ``X-Forwarded-For``: what stands
-    further left was written by the client.
-    """
-    found = request.META.get("REMOTE_ADDR", "")
-    if conf.TRUSTED_PROXIES:
-        hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-        found = hops[-conf.TRUSTED_PROXIES] if len(hops) >= conf.TRUSTED_PROXIES else ""
-    try:
-        return str(ipaddress.ip_address(found.strip()))
-    except ValueError:
-        return None
 
 
 # Refresh --------------------------------------------------------------------------------------

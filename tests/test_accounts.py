@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -9,11 +8,9 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.signals import user_logged_in, user_login_failed
 from django.db import connection, connections
-from django.test import override_settings
 
 from accesspass import accounts, sessions
 from accesspass.exceptions import (
-    Busy,
     EmailTaken,
     Invalid,
     InvalidCredentials,
@@ -354,34 +351,6 @@ def test_logins_are_announced_as_django_does(user: Any, rf: Any) -> None:
     assert "wrong" not in str(heard[1][1]["credentials"])
     user.refresh_from_db()
     assert user.last_login is not None
-
-
-@override_settings(ACCESSPASS={"HASHING_CONCURRENCY": 1})
-@pytest.mark.django_db
-def test_beyond_the_limit_of_hashing_the_answer_is_busy(
-    user: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accounts, "_HASHING_WAIT", 0.05)
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with accounts._hashing():
-            inside.set()
-            leave.wait(10)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    inside.wait(10)
-    try:
-        began = time.monotonic()
-        with pytest.raises(Busy) as error:
-            accounts.log_in(user.get_username(), PASSWORD)
-        assert time.monotonic() - began < 5
-        assert error.value.wait > 0
-    finally:
-        leave.set()
-        thread.join()
-    assert accounts.log_in(user.get_username(), PASSWORD)[0] == user
 
 
 # Claims
