@@ -16,6 +16,7 @@ from django.core import mail
 from django.db import connections
 
 from accesspass import sessions
+from accesspass.models import Throttle
 
 __all__ = ["JOBS", "run_due", "start"]
 
@@ -25,6 +26,7 @@ logger = logging.getLogger("accesspass.background")
 JOBS: Sequence[tuple[float, Callable[[], object]]] = (
     (5.0, sessions.tidy),
     (60.0, sessions.purge),
+    (600.0, Throttle.objects.purge),
 )
 
 _lock = threading.Lock()

@@ -13,6 +13,9 @@
 | W004 | the cache belongs to one process, so others do not hear of a revocation |
 | W005 | sessions never end (`--deploy`) |
 | W006 | idle sessions never end (`--deploy`) |
+| W010 | passwords are hashed by something fast (`--deploy`) |
+| W011 | passwords may be shorter than 8 characters (`--deploy`) |
+| W012 | it is not said how many proxies there are (`--deploy`) |
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.contrib.auth.hashers import get_hasher
+from django.contrib.auth.password_validation import get_default_password_validators
 from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
@@ -34,6 +39,9 @@ from accesspass.conf import NOT_YET, Conf, conf
 from accesspass.hooks import Hooks
 
 __all__ = ["check_cache", "check_deployment", "check_options"]
+
+_SLOW_HASHES = {"argon2", "bcrypt", "bcrypt_sha256", "pbkdf2_sha256", "scrypt"}
+_MIN_PASSWORD_LENGTH = 8
 
 
 def check_options(
@@ -118,7 +126,7 @@ def check_cache(
 def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Advise lifetimes. Only with `check --deploy`."""
+    """Advise lifetimes, and what guards passwords. Only with `check --deploy`."""
     found: list[CheckMessage] = []
     if conf.REFRESH_TOKEN_LIFETIME is None:
         found.append(
@@ -134,6 +142,34 @@ def check_deployment(
                 "Sessions that nobody uses never end.",
                 hint="Set ACCESSPASS['SESSION_IDLE_LIFETIME'], to timedelta(days=14) say.",
                 id="accesspass.W006",
+            )
+        )
+    if get_hasher().algorithm not in _SLOW_HASHES:
+        found.append(
+            CheckWarning(
+                "Passwords are hashed by a function that is too fast for them.",
+                hint="Let PASSWORD_HASHERS begin with 'accesspass.hashing.Argon2PasswordHasher' "
+                "and keep the present one behind it, so that logins upgrade what is stored.",
+                id="accesspass.W010",
+            )
+        )
+    lengths = [getattr(x, "min_length", 0) for x in get_default_password_validators()]
+    if max(lengths, default=0) < _MIN_PASSWORD_LENGTH:
+        found.append(
+            CheckWarning(
+                f"Passwords of fewer than {_MIN_PASSWORD_LENGTH} characters may be accepted.",
+                hint="Put Django's MinimumLengthValidator into AUTH_PASSWORD_VALIDATORS, with a "
+                "min_length of 8 at least and better 15 (NIST SP 800-63B-4).",
+                id="accesspass.W011",
+            )
+        )
+    if "TRUSTED_PROXIES" not in getattr(settings, "ACCESSPASS", {}):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['TRUSTED_PROXIES'] is missing.",
+                hint="Say how many proxies before the project append to X-Forwarded-For, 0 for "
+                "none: behind one that is not named, all clients are counted as one.",
+                id="accesspass.W012",
             )
         )
     return found

@@ -6,10 +6,11 @@ Durations come out in seconds, whether the project wrote a number or a `timedelt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from django.conf import settings
 from django.utils.module_loading import import_string
@@ -17,7 +18,7 @@ from django.utils.module_loading import import_string
 if TYPE_CHECKING:
     from accesspass.hooks import Hooks
 
-__all__ = ["NOT_YET", "Conf", "Option", "conf"]
+__all__ = ["NOT_YET", "Conf", "Option", "Rate", "conf"]
 
 T = TypeVar("T")
 
@@ -35,7 +36,6 @@ NOT_YET = frozenset(
         "MAIL_DELIVERY",
         "REFRESH_COOKIE",
         "REQUIRE_CONFIRMED_EMAIL",
-        "THROTTLES",
     }
 )
 
@@ -157,6 +157,59 @@ def _header(value: Any) -> str | None:
     return None if good else "must be the name of a header: ASCII letters, digits and hyphens"
 
 
+class Rate(NamedTuple):
+    """`limit` times in `period` seconds."""
+
+    limit: int
+    period: float
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(s|sec|second|m|min|minute|h|hour|d|day)")
+_PERIODS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_THROTTLES = {
+    "login": {"account_network": "10/min", "account": "100/h", "network": "1000/h"},
+    "register": {"account_network": "10/min", "network": "100/h"},
+    "mail": {"account_network": "10/min", "network": "100/h"},
+}
+_THROTTLE_KINDS = ("account_network", "account", "network")
+
+
+def _throttles_problem(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return f"must be a dict with any of {', '.join(_THROTTLES)}"
+    for scope, kinds in value.items():
+        if scope not in _THROTTLES:
+            return f"has no scope {scope!r}, only {', '.join(_THROTTLES)}"
+        if kinds is None:
+            continue
+        if not isinstance(kinds, dict):
+            return f"must have a dict or None for {scope!r}"
+        for kind, rate in kinds.items():
+            if kind not in _THROTTLE_KINDS:
+                return f"has no {kind!r} in {scope!r}, only {', '.join(_THROTTLE_KINDS)}"
+            if rate is not None and not (isinstance(rate, str) and _RATE.fullmatch(rate)):
+                return f"must have a rate as '10/min', or None, for {kind!r} in {scope!r}"
+    return None
+
+
+def _throttles(value: Mapping[str, Any]) -> dict[str, dict[str, Rate | None]]:
+    """Return the rate of every kind in every scope; what is not given is the default."""
+    found: dict[str, dict[str, Rate | None]] = {}
+    for scope, defaults in _THROTTLES.items():
+        given = value.get(scope, {})
+        rates = {} if given is None else {**defaults, **given}
+        found[scope] = {kind: _rate(rates.get(kind)) for kind in _THROTTLE_KINDS}
+    return found
+
+
+@cache
+def _rate(text: str | None) -> Rate | None:
+    if text is None:
+        return None
+    limit, _slash, unit = text.partition("/")
+    return Rate(int(limit), _PERIODS[unit[0]])
+
+
 class Conf:
     """The options as typed attributes. Use the instance, `accesspass.conf.conf`."""
 
@@ -212,6 +265,12 @@ class Conf:
 
     HASHING_CONCURRENCY = Option[int](8, _whole_number(1))
     """How many passwords one process hashes at a time."""
+
+    THROTTLES = Option["dict[str, dict[str, Rate | None]]"](
+        _THROTTLES, _throttles_problem, read=_throttles
+    )
+    """How often `login`, `register` and `mail` may be tried; see `accesspass.throttling`. What is
+    left out has its default, None switches a scope or one of its rates off."""
 
     TRUSTED_PROXIES = Option[int](0, _whole_number(0))
     """How many proxies in front of the project append to X-Forwarded-For."""

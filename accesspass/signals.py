@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from django.dispatch import Signal
 
-__all__ = ["refresh_token_reused", "session_revoked", "session_started", "user_registered"]
+__all__ = [
+    "network_over_limit",
+    "refresh_token_reused",
+    "session_revoked",
+    "session_started",
+    "user_registered",
+]
 
 # sender: the user class; user; request (HttpRequest, or None outside of HTTP)
 user_registered = Signal()
@@ -22,3 +28,9 @@ session_revoked = Signal()
 # A refresh token that had been exchanged before was sent again, so its session was revoked.
 # sender: the user class; user_id (primary key, or None); session_id (UUID)
 refresh_token_reused = Signal()
+
+# More requests came from one network than THROTTLES expects. None was refused for that; it is sent
+# once in each window of time.
+# sender: the model Throttle; scope ("login", "register" or "mail"); network (str, as
+# "192.0.2.0/24", or "unknown"); request (HttpRequest)
+network_over_limit = Signal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -17,7 +18,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accesspass import accounts, background, sessions
+from accesspass import accounts, background, sessions, throttling
 from accesspass.authentication import TokenAuthentication, sent_token
 from accesspass.conf import conf
 from accesspass.exceptions import (
@@ -99,7 +100,7 @@ class _AuthView(APIView):
             body["errors"] = errors
         headers = {}
         if wait is not None:
-            headers["Retry-After"] = str(max(1, round(wait)))
+            headers["Retry-After"] = str(max(1, math.ceil(wait)))
         if status == 401:
             refused = code == InvalidToken.code
             headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if refused else "Bearer"
@@ -125,10 +126,12 @@ class RegisterView(_AuthView):
     @sensitive_variables()
     def post(self, request: Request) -> Response:
         body = self.body(request)
+        throttling.count("register", request._request, body["email"])
         data = dict(request.data)
         for secret in ("password", "password_confirm"):
             data.pop(secret, None)
         user, pair = accounts.register(**body, data=data, request=request._request)
+        throttling.remember(request._request, user)
         shown = accounts.describe(user, body.get("meta") or {})
         return Response({"user": shown, **_token_answer(request, user, pair)}, status=201)
 
@@ -140,7 +143,10 @@ class LoginView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        user, pair = accounts.log_in(**self.body(request), request=request._request)
+        body = self.body(request)
+        attempt = throttling.count("login", request._request, body["username"])
+        user, pair = accounts.log_in(**body, request=request._request)
+        attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
 
 

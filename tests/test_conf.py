@@ -82,6 +82,30 @@ def test_a_wrong_value_has_a_problem(name: str, value: Any) -> None:
     assert Conf.options[name].problem(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("10/min", (10, 60)),
+        ("1/s", (1, 1)),
+        ("100/h", (100, 3_600)),
+        ("5/hour", (5, 3_600)),
+        ("1000/day", (1000, 86_400)),
+    ],
+)
+def test_a_rate_is_a_limit_and_seconds(text: str, rate: tuple[int, float]) -> None:
+    with override_settings(ACCESSPASS={"THROTTLES": {"login": {"account": text}}}):
+        assert conf.THROTTLES["login"]["account"] == rate
+
+
+def test_throttles_that_are_not_given_have_their_defaults() -> None:
+    given = {"login": {"account": None}, "mail": None}
+    with override_settings(ACCESSPASS={"THROTTLES": given}):
+        found = conf.THROTTLES
+    assert found["login"] == {"account_network": (10, 60), "account": None, "network": (1000, 3600)}
+    assert found["mail"] == {"account_network": None, "account": None, "network": None}
+    assert found["register"]["account_network"] == (10, 60)
+
+
 def test_hooks_are_one_instance_of_the_class_that_is_named() -> None:
     assert type(conf.hooks()) is Hooks
     with override_settings(ACCESSPASS={"HOOKS": "tests.test_conf.OtherHooks"}):
