@@ -42,16 +42,23 @@ __all__ = [
 _MAX_JSON_DEPTH = 32
 
 
-@sensitive_variables("password", "credentials")
+@sensitive_variables("password", "credentials", "data")
 def log_in(
-    username: str, password: str, *, request: HttpRequest | None = None, name: str = ""
+    username: str,
+    password: str,
+    *,
+    request: HttpRequest | None = None,
+    name: str = "",
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[AbstractBaseUser, TokenPair]:
     """Check the password and start a session: return the user and the tokens.
 
     `username` may be the username or the e-mail address in any case, `name` is what the device is
-    called. The project's AUTHENTICATION_BACKENDS decide, asked once. Raises InvalidCredentials for
-    a wrong name, a wrong password and a user who may not log in alike, Invalid for text that cannot
-    be a name or password, Busy when too many passwords are being hashed.
+    called, `data` what `Hooks.may_login` gets. The project's AUTHENTICATION_BACKENDS decide, asked
+    once, and then that hook. Raises InvalidCredentials for a wrong name, a wrong password and a
+    user who may not log in alike, Invalid for text that cannot be a name or password, Busy when too
+    many passwords are being hashed, and whatever the hook raises. Nothing is throttled here: that
+    is done by the view.
     """
     if not is_plain_text(username) or not is_plain_text(password):
         raise Invalid(
@@ -64,6 +71,7 @@ def log_in(
         user = authenticate(request, **credentials)
     if user is None:
         raise InvalidCredentials
+    conf.hooks().may_login(user, {} if data is None else data, request)
     pair = sessions.start(user, request=request, name=name)
     user_logged_in.send(sender=type(user), request=request, user=user)
     return user, pair

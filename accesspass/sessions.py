@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_out
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -34,8 +35,8 @@ from accesspass.exceptions import (
     Unavailable,
 )
 from accesspass.models import Account, Session
-from accesspass.records import RecordCache, SessionRecord
 from accesspass.networks import client_address
+from accesspass.records import RecordCache, SessionRecord
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
 from accesspass.tokens import Token, TokenType, derive, mint, parse
 
@@ -602,11 +603,17 @@ def revoke_all(
     return ended.acknowledged
 
 
-def logout(*, access_token: object = None, refresh_token: object = None) -> bool:
+def logout(
+    *,
+    access_token: object = None,
+    refresh_token: object = None,
+    request: HttpRequest | None = None,
+) -> bool:
     """End the session of an access token, or of a refresh token of any generation.
 
     It is idempotent and tells nothing (RFC 7009 §2.2): live, dead, forged and unknown tokens get
-    the same answer. Returns as ``revoke`` does.
+    the same answer. Django's ``user_logged_out`` is sent with ``request`` if a session has ended.
+    Returns as ``revoke`` does.
 
     Raises:
         TokenRequired: neither token was given.
@@ -628,8 +635,21 @@ def logout(*, access_token: object = None, refresh_token: object = None) -> bool
                 continue
             raise InvalidToken
         ended = True
-        acknowledged &= revoke(uuid.UUID(bytes=token.id), reason="logout")
+        session_id = uuid.UUID(bytes=token.id)
+        user = _listened_for(session_id)
+        acknowledged &= revoke(session_id, reason="logout")
+        if user is not None:
+            user_logged_out.send(sender=type(user), request=request, user=user)
     return acknowledged
+
+
+def _listened_for(session_id: uuid.UUID) -> Any:
+    """Return the user of a live session, if anybody wants to hear of the logout."""
+    if not user_logged_out.has_listeners(get_user_model()):
+        return None
+    live = Session.objects.using(router.db_for_write(Session)).filter(revoked_at=None)
+    session = live.select_related("user").filter(pk=session_id).first()
+    return None if session is None else session.user
 
 
 class _Ended:

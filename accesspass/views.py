@@ -98,6 +98,8 @@ class _AuthView(APIView):
         body: dict[str, Any] = {"detail": detail, "code": code}
         if errors is not None:
             body["errors"] = errors
+        elif isinstance(exc, drf.APIException) and isinstance(exc.detail, dict):
+            body = {**exc.detail, **body}  # what Hooks.unauthenticated has added
         headers = {}
         if wait is not None:
             headers["Retry-After"] = str(max(1, math.ceil(wait)))
@@ -127,9 +129,7 @@ class RegisterView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         throttling.count("register", request._request, body["email"])
-        data = dict(request.data)
-        for secret in ("password", "password_confirm"):
-            data.pop(secret, None)
+        data = _without_passwords(request)
         user, pair = accounts.register(**body, data=data, request=request._request)
         throttling.remember(request._request, user)
         shown = accounts.describe(user, body.get("meta") or {})
@@ -145,7 +145,8 @@ class LoginView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         attempt = throttling.count("login", request._request, body["username"])
-        user, pair = accounts.log_in(**body, request=request._request)
+        data = _without_passwords(request)
+        user, pair = accounts.log_in(**body, data=data, request=request._request)
         attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
 
@@ -192,6 +193,7 @@ class LogoutView(_AuthView):
         acknowledged = sessions.logout(
             access_token=sent_token(request._request),
             refresh_token=self.body(request).get("refresh_token"),
+            request=request._request,
         )
         # This view runs outside of transactions but in a TestCase, where nothing is ever
         # committed, so nothing acknowledged; the session is refused at once all the same.
@@ -208,6 +210,15 @@ def _pending() -> Response:
 def _token_answer(request: Request, user: AbstractBaseUser, pair: TokenPair) -> dict[str, Any]:
     tokens = pair.as_dict()
     return {**tokens, **conf.hooks().login_response(user, tokens, request._request)}
+
+
+@sensitive_variables()
+def _without_passwords(request: Request) -> dict[str, Any]:
+    """Return the body as the client sent it, for hooks."""
+    data = dict(request.data)
+    for secret in ("password", "password_confirm"):
+        data.pop(secret, None)
+    return data
 
 
 def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
@@ -233,7 +244,8 @@ def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | 
     if isinstance(exc, drf.APIException):
         wait = getattr(exc, "wait", None)
         if isinstance(exc.detail, dict) and "code" in exc.detail:
-            detail, code = str(exc.detail["detail"]), str(exc.detail["code"])
+            detail = str(exc.detail.get("detail", exc.default_detail))
+            code = str(exc.detail["code"])
         else:
             detail, code = str(exc.detail), str(exc.get_codes())
         return exc.status_code, code, detail, None, wait

@@ -454,6 +454,14 @@ def test_counts_survive_an_internal_error(user: Any, monkeypatch: pytest.MonkeyP
     assert statuses(answers) == [500, 500, 429]
 
 
+def test_a_login_that_is_vetoed_is_a_failure(user: Any, api: APIClient) -> None:
+    hooks = {"HOOKS": "tests.test_hooks.Vetoing"}
+    limits = {"login": {"account": "2/h"}}
+    with override_settings(ACCESSPASS={**hooks, "THROTTLES": limits}):
+        answers = [log_in(api, user.get_username(), PASSWORD) for _ in range(3)]
+    assert statuses(answers) == [401, 401, 429]
+
+
 @pytest.mark.django_db
 def test_a_table_that_is_out_of_reach_lets_nobody_through(
     api: APIClient, user: Any, monkeypatch: pytest.MonkeyPatch
