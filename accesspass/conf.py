@@ -34,7 +34,6 @@ NOT_YET = frozenset(
         "INTROSPECTION_URL",
         "LINKS",
         "MAIL_DELIVERY",
-        "REFRESH_COOKIE",
         "REQUIRE_CONFIRMED_EMAIL",
     }
 )
@@ -210,6 +209,21 @@ def _rate(text: str | None) -> Rate | None:
     return Rate(int(limit), _PERIODS[unit[0]])
 
 
+# What RFC 6265 allows in the name of a cookie.
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+
+
+def _cookie_name(value: Any) -> str | None:
+    if not (isinstance(value, str) and _COOKIE_NAME.fullmatch(value)):
+        return "must be the name of a cookie, as '__Secure-refresh'"
+    others = {
+        settings.SESSION_COOKIE_NAME,
+        settings.CSRF_COOKIE_NAME,
+        settings.LANGUAGE_COOKIE_NAME,
+    }
+    return f"must not be {value!r}, which Django uses" if value in others else None
+
+
 class Conf:
     """The options as typed attributes. Use the instance, `accesspass.conf.conf`."""
 
@@ -230,6 +244,9 @@ class Conf:
 
     REFRESH_GRACE = Option[float](10, _duration(0, 60), read=_seconds)
     """How long after a rotation the old refresh token still gets the same new pair."""
+
+    REFRESH_COOKIE = Option["str | None"](None, _optional(_cookie_name))
+    """The name of the cookie in which alone the refresh token travels; None for bodies."""
 
     SESSIONS_PER_USER = Option[int](50, _whole_number(1))
     """Live sessions of one user; one more login revokes the oldest."""

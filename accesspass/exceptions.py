@@ -21,6 +21,7 @@ __all__ = [
     "InvalidKey",
     "InvalidToken",
     "NotFound",
+    "OriginNotAllowed",
     "Throttled",
     "TokenRequired",
     "Unavailable",
@@ -117,6 +118,14 @@ class NotFound(AccessPassError):
     code = "not_found"
     status = 404
     default_detail = _("Not found.")
+
+
+class OriginNotAllowed(AccessPassError):
+    """A request with the refresh cookie that no page of the project's own can have sent."""
+
+    code = "origin_not_allowed"
+    status = 403
+    default_detail = _("Requests with a cookie are not accepted from this origin.")
 
 
 class _TryLater(AccessPassError):

@@ -10,6 +10,7 @@ from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.http import Http404, UnreadablePostError
 from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from rest_framework import exceptions as drf
 from rest_framework.negotiation import DefaultContentNegotiation
@@ -18,7 +19,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accesspass import accounts, background, sessions, throttling
+from accesspass import accounts, background, cookies, sessions, throttling
 from accesspass.authentication import TokenAuthentication, sent_token
 from accesspass.conf import conf
 from accesspass.exceptions import (
@@ -82,6 +83,8 @@ class _AuthView(APIView):
         # Joining may cost a query. Whoever logs in pays for it, so that authorised requests do not.
         sessions.join()
         super().initial(request, *args, **kwargs)
+        if conf.REFRESH_COOKIE is not None and request.method == "POST":
+            cookies.check_origin(request._request)
 
     @sensitive_variables("serializer")
     def body(self, request: Request) -> dict[str, Any]:
@@ -89,6 +92,20 @@ class _AuthView(APIView):
         serializer = self.serializer_class(data=request.data)
         serializer.is_valid(raise_exception=True)
         return cast(dict[str, Any], serializer.validated_data)
+
+    @sensitive_variables()
+    def refresh_token(self, request: Request) -> str | None:
+        """Return the refresh token that was sent, in the cookie or else in the body.
+
+        Where REFRESH_COOKIE names the one, the other is refused: a token that scripts can send is
+        a token that scripts can read.
+        """
+        if conf.REFRESH_COOKIE is None:
+            return self.body(request).get("refresh_token")
+        if "refresh_token" in request.data:
+            message = _("The refresh token is accepted in its cookie only.")
+            raise Invalid({"refresh_token": [{"message": message, "code": "cookie_only"}]})
+        return cookies.sent_token(request._request)
 
     def handle_exception(self, exc: Exception) -> Response:
         error = _translated(exc)
@@ -117,6 +134,10 @@ class _AuthView(APIView):
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         response["Cache-Control"] = "no-store"
+        data = getattr(response, "data", None)
+        if conf.REFRESH_COOKIE is not None and isinstance(data, dict) and "refresh_token" in data:
+            token, expires_in = data.pop("refresh_token"), data.get("refresh_expires_in")
+            cookies.set_token(request._request, response, token, expires_in)
         return response
 
 
@@ -158,7 +179,10 @@ class RefreshView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        pair = sessions.refresh(self.body(request)["refresh_token"])
+        token = self.refresh_token(request)
+        if token is None:
+            raise TokenRequired
+        pair = sessions.refresh(token)
         return Response(_token_answer(request, pair.user, pair))
 
 
@@ -192,13 +216,16 @@ class LogoutView(_AuthView):
     def post(self, request: Request) -> Response:
         acknowledged = sessions.logout(
             access_token=sent_token(request._request),
-            refresh_token=self.body(request).get("refresh_token"),
+            refresh_token=self.refresh_token(request),
             request=request._request,
         )
         # This view runs outside of transactions but in a TestCase, where nothing is ever
         # committed, so nothing acknowledged; the session is refused at once all the same.
         in_test_case = connections[router.db_for_write(Session)].in_atomic_block
-        return Response(status=204) if acknowledged or in_test_case else _pending()
+        response = Response(status=204) if acknowledged or in_test_case else _pending()
+        if conf.REFRESH_COOKIE is not None:
+            cookies.delete_token(request._request, response)
+        return response
 
 
 def _pending() -> Response:
@@ -209,7 +236,10 @@ def _pending() -> Response:
 @sensitive_variables()
 def _token_answer(request: Request, user: AbstractBaseUser, pair: TokenPair) -> dict[str, Any]:
     tokens = pair.as_dict()
-    return {**tokens, **conf.hooks().login_response(user, tokens, request._request)}
+    shown = dict(tokens)
+    if conf.REFRESH_COOKIE is not None:
+        del shown["refresh_token"]  # a hook could only put it where it must not be
+    return {**tokens, **conf.hooks().login_response(user, shown, request._request)}
 
 
 @sensitive_variables()

@@ -76,6 +76,12 @@ def test_the_token_keys_are_the_secret_key_and_its_fallbacks() -> None:
         ("HOOKS", OtherHooks),
         ("USER_FIELDS", "first_name"),
         ("USER_FROM_RECORD", 1),
+        ("REFRESH_COOKIE", ""),
+        ("REFRESH_COOKIE", "a b"),
+        ("REFRESH_COOKIE", "a;b"),
+        ("REFRESH_COOKIE", True),
+        ("REFRESH_COOKIE", "sessionid"),
+        ("REFRESH_COOKIE", "csrftoken"),
     ],
 )
 def test_a_wrong_value_has_a_problem(name: str, value: Any) -> None:
