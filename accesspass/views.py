@@ -493,7 +493,9 @@ class _AskView(_AuthView):
     serializer_class: ClassVar[type[Serializer[Any]]] = UsernameSerializer
 
     def post(self, request: Request) -> Response:
-        mail.ask(self.purpose, self.body(request)[self.field], request=request._request)
+        name = self.body(request)[self.field]
+        throttling.count("mail", request._request, name)
+        mail.ask(self.purpose, name, request=request._request)
         return _on_its_way()
 
 
@@ -562,8 +564,11 @@ class EmailChangeView(_SignedInView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
+        body = self.body(request)
+        # By the new address: nobody is to be written to again and again by strangers.
+        throttling.count("mail", request._request, body["email"])
         accounts.change_email(
-            cast("AbstractBaseUser", request.user), **self.body(request), request=request._request
+            cast("AbstractBaseUser", request.user), **body, request=request._request
         )
         return _on_its_way()
 

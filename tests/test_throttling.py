@@ -19,9 +19,9 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient, APIRequestFactory
 
-from accesspass import background, throttling
+from accesspass import background, sessions, throttling
 from accesspass.exceptions import Throttled, Unavailable
-from accesspass.models import Account, Throttle
+from accesspass.models import Account, MailRequest, Throttle
 from accesspass.signals import network_over_limit
 from tests.conftest import PASSWORD, MakeUser
 from tests.servers import Missing, shared_postgresql
@@ -42,6 +42,14 @@ def throttles(**scopes: Any) -> Any:
 def log_in(api: APIClient, name: str, password: str, address: str = HOME, **more: Any) -> Any:
     body = {"username": name, "password": password}
     return api.post("/auth/login/", body, format="json", REMOTE_ADDR=address, **more)
+
+
+def signed_in(api: APIClient, user: Any, path: str, body: Any, address: str = HOME) -> Any:
+    bearer = f"Bearer {sessions.start(user).access_token}"
+    send = api.patch if path == "account" else api.post
+    return send(
+        f"/auth/{path}/", body, format="json", REMOTE_ADDR=address, HTTP_AUTHORIZATION=bearer
+    )
 
 
 def statuses(answers: list[Any]) -> list[int]:
@@ -317,6 +325,56 @@ def test_a_body_that_is_refused_is_not_counted(api: APIClient) -> None:
         answer = api.post("/auth/login/", {"username": "bob"}, format="json")
         assert answer.status_code == 400
     assert not Throttle.objects.exists()
+
+
+# Asking for mail
+
+
+ASKED = ["confirm/resend", "password/reset", "username/forgot"]
+
+
+def ask(api: APIClient, path: str, name: str, address: str = HOME) -> Any:
+    body = {"email" if path == "username/forgot" else "username": name}
+    return api.post(f"/auth/{path}/", body, format="json", REMOTE_ADDR=address)
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_asking_for_mail_is_limited_alike_for_all_names(
+    api: APIClient, user: Any, path: str
+) -> None:
+    seen: list[list[Any]] = []
+    for name in (user.email, "eve@example.com"):
+        for _ in range(12):
+            with CaptureQueriesContext(connection) as captured:
+                answer = ask(api, path, name)
+            kinds = [x["sql"].split(" WHERE ")[0].split(" VALUES ")[0] for x in captured]
+            # The total of the network has its row once the first name was counted.
+            kinds = [x for x in kinds if "POINT" not in x and "INSERT" not in x]
+            headers = {k: v for k, v in answer.headers.items() if k != "Retry-After"}
+            seen.append([answer.status_code, answer.json(), headers, kinds])
+        assert 50 < int(answer["Retry-After"]) <= 60
+    assert [x[0] for x in seen[:12]] == [202] * 10 + [429] * 2
+    assert seen[1:12] == seen[13:]
+
+
+def test_what_is_refused_asks_for_nothing(api: APIClient, user: Any) -> None:
+    with throttles(mail={"account_network": "1/h"}):
+        assert ask(api, "password/reset", user.email).status_code == 202
+        MailRequest.objects.all().delete()
+        # One counter for all that writes to an address, in whatever spelling.
+        for path in ASKED:
+            assert ask(api, path, user.email.upper()).status_code == 429
+        assert not MailRequest.objects.exists()
+        assert ask(api, "password/reset", user.email, ELSEWHERE).status_code == 202
+
+
+def test_a_new_address_is_not_written_to_again_and_again(api: APIClient, user: Any) -> None:
+    body = {"current_password": PASSWORD, "email": "victim@example.com"}
+    with throttles(mail={"account_network": "2/h"}):
+        for status in (202, 202, 429):
+            assert signed_in(api, user, "email/change", body).status_code == status
+        other = {**body, "email": "other@example.com"}
+        assert signed_in(api, user, "email/change", other).status_code == 202
 
 
 # Addresses
