@@ -1,5 +1,5 @@
-"""Nobody learns from an answer whether an account exists: not from status, body, headers, the number
-of queries or the mail. Times are compared by ``benchmarks.enumeration``."""
+"""Nobody learns from an answer whether an account exists: not from status, body, headers, the
+number of queries or the mail. Times are compared by ``benchmarks.enumeration``."""
 
 from __future__ import annotations
 

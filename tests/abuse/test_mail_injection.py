@@ -1,5 +1,5 @@
-"""Nothing that a client sends changes whom an e-mail goes to, what headers it has, or where its link
-leads."""
+"""Nothing that a client sends changes whom an e-mail goes to, what headers it has, or where its
+link leads."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ BREAKS = {
     "an encoded word": "=?utf-8?q?=0d=0aBcc:_evil@example.com?=",
 }
 EVIL_HOSTS: dict[str, dict[str, str]] = {
-    "Host": {"Host": "evil.example"},
-    "Host with the right one in it": {"Host": "app.example.com.evil.example"},
-    "Host with credentials": {"Host": "app.example.com@evil.example"},
-    "X-Forwarded-Host": {"X-Forwarded-Host": "evil.example"},
+    "Host": {"Host": "evil.example.net"},
+    "Host with the right one in it": {"Host": "app.example.com.evil.example.net"},
+    "Host with credentials": {"Host": "app.example.com@evil.example.net"},
+    "X-Forwarded-Host": {"X-Forwarded-Host": "evil.example.net"},
     "X-Forwarded-Host and Proto": {
-        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Host": "evil.example.net",
         "X-Forwarded-Proto": "http",
         "X-Forwarded-Port": "1",
-        "X-Forwarded-Server": "evil.example",
+        "X-Forwarded-Server": "evil.example.net",
     },
-    "X-Host": {"X-Host": "evil.example", "X-Original-Host": "evil.example"},
-    "Forwarded": {"Forwarded": "for=1.1.1.1;host=evil.example;proto=http"},
-    "X-Original-URL": {"X-Original-URL": "//evil.example/", "X-Rewrite-URL": "//evil.example/"},
-    "Origin": {"Origin": "https://evil.example", "Referer": "https://evil.example/"},
+    "X-Host": {"X-Host": "evil.example.net", "X-Original-Host": "evil.example.net"},
+    "Forwarded": {"Forwarded": "for=1.1.1.1;host=evil.example.net;proto=http"},
+    "X-Original-URL": {
+        "X-Original-URL": "//evil.example.net/",
+        "X-Rewrite-URL": "//evil.example.net/",
+    },
+    "Origin": {"Origin": "https://evil.example.net", "Referer": "https://evil.example.net/"},
 }
 
 
@@ -125,7 +128,7 @@ def test_no_host_of_a_request_gets_into_a_link(site: Site, person: Person, kind:
 def test_an_absolute_request_line_gets_into_no_link(site: Site, person: Person) -> None:
     site.mail()
     reply = site.send(
-        "POST", "http://evil.example/auth/password/reset/", body={"username": person.email}
+        "POST", "http://evil.example.net/auth/password/reset/", body={"username": person.email}
     )
     for mail in site.mail():
         assert "evil" not in mail.source
@@ -143,12 +146,12 @@ def test_a_key_stands_in_the_fragment_of_an_https_link(site: Site, person: Perso
 
 def test_markup_in_a_name_stays_text(site: Site, person: Person) -> None:
     """Our own user model has no such names; others do."""
-    name = f"<a href='//x.example'>{{{{7*7}}}}{{% now 'Y' %}}</a>{person.username}"
+    name = f"<a href='//x.example.net'>{{{{7*7}}}}{{% now 'Y' %}}</a>{person.username}"
     site.sql("UPDATE accesspass_user SET username = %s WHERE id = %s", name, person.id)
     site.mail()
     assert site.post("username/forgot", {"email": person.email}).status == 202
     (mail,) = site.mail()
-    assert "<a href='//x.example'>" not in mail.part("html")
+    assert "<a href='//x.example.net'>" not in mail.part("html")
     assert "&lt;a href=" in mail.part("html")
     assert "{{7*7}}" in mail.part("html")
     assert name in mail.part("plain")

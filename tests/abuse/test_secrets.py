@@ -99,8 +99,8 @@ def test_no_secret_is_logged_or_stored(site: Site) -> None:
     for secret in secrets:
         for spelled in spellings(secret):
             assert spelled not in said, secret[:6]
-            if not spelled == hashlib.md5(secret.encode(), usedforsecurity=False).hexdigest():
-                assert spelled not in held, secret[:6]
+            # The site hashes passwords by MD5, salted: this spelling is nowhere either.
+            assert spelled not in held, secret[:6]
 
 
 def test_a_secret_that_is_logged_would_be_found(site: Site) -> None:
