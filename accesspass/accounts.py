@@ -29,7 +29,7 @@ from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import email_keys, hashing, identifiers, mail, sessions
+from accesspass import email_keys, hashing, identifiers, mail, sessions, throttling
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.exceptions import (
@@ -257,7 +257,7 @@ def change_password(
 ) -> bool:
     """Set a new password for whoever knows the present one, and end all sessions but `session_id`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
     user = _checked(user, current_password, request)
     checked = user.password
@@ -282,7 +282,8 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address.
+    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address, and
+    with a request Throttled.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -343,7 +344,7 @@ def update(
     """Change what is given of username, meta and `fields` of the user model.
 
     A username needs the present password. Returns the user as stored, and meta. Raises Invalid with
-    the fields that were refused, UsernameTaken, Busy.
+    the fields that were refused, UsernameTaken, Busy, and with a request Throttled.
     """
     if meta is not None and (problem := _meta_problem(meta)):
         raise Invalid(_problem("meta", problem, "invalid"))
@@ -397,7 +398,7 @@ def delete(
 ) -> bool:
     """End every session of the user and delete the account, by `Hooks.delete_user`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
     user = _checked(user, current_password, request)
     gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
@@ -659,14 +660,23 @@ def _stored(user: AbstractBaseUser) -> Any:
 
 @sensitive_variables("password")
 def _checked(user: AbstractBaseUser, password: str | None, request: HttpRequest | None) -> Any:
-    """Return the user as stored, if that is the password. Raises Invalid naming the field."""
+    """Return the user as stored, if that is the password. Call it outside of transactions.
+
+    With a request it is counted as a login of that account: whoever holds a stolen access token
+    could else guess without limit. Raises Invalid naming the field, Busy, Throttled.
+    """
     stored = _stored(user)
     wrong = _problem("current_password", _("This is not your password."), "password_incorrect")
     if not password or len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(wrong)
+    attempt = None
+    if request is not None:
+        attempt = throttling.count("login", request, str(stored.get_username()))
     with hashing.slot(request):
         if not stored.check_password(password):
             raise Invalid(wrong)
+    if attempt is not None:
+        attempt.succeed(stored)
     return stored
 
 

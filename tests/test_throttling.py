@@ -327,6 +327,46 @@ def test_a_body_that_is_refused_is_not_counted(api: APIClient) -> None:
     assert not Throttle.objects.exists()
 
 
+# The present password of whoever is signed in
+
+
+def guess(path: str, password: str) -> dict[str, str]:
+    return {
+        "password/change": {"current_password": password, "new_password": "another horse battery"},
+        "email/change": {"current_password": password, "email": "new@example.com"},
+        "account": {"current_password": password, "username": "other"},
+        "account/delete": {"current_password": password},
+    }[path]
+
+
+@pytest.mark.parametrize("path", ["password/change", "email/change", "account", "account/delete"])
+def test_a_stolen_access_token_guesses_no_more_than_a_login(
+    api: APIClient, user: Any, path: str, username_is_email: bool
+) -> None:
+    if path == "account" and username_is_email:
+        pytest.skip("the username cannot be changed")
+    with throttles(login={"account_network": "4/min"}, mail=None):
+        assert log_in(api, user.get_username(), "wrong").status_code == 401
+        answers = [signed_in(api, user, path, guess(path, "wrong")) for _ in range(4)]
+        assert statuses(answers) == [400] * 3 + [429]
+        assert answers[-1].json()["code"] == "throttled"
+        assert signed_in(api, user, path, guess(path, PASSWORD)).status_code == 429
+        assert log_in(api, user.get_username(), PASSWORD).status_code == 429
+    assert type(user)._default_manager.get().check_password(PASSWORD)
+
+
+def test_only_a_password_that_was_checked_makes_a_network_known(api: APIClient, user: Any) -> None:
+    name = user.get_username()
+    with throttles(login={"account": "1/h"}):
+        body = {"current_password": "wrong", "meta": {}}
+        assert signed_in(api, user, "account", body, ELSEWHERE).status_code == 200
+        change = guess("email/change", PASSWORD)
+        assert signed_in(api, user, "email/change", change).status_code == 202
+        assert log_in(api, name, "wrong", "203.0.113.1").status_code == 401
+        assert log_in(api, name, PASSWORD, ELSEWHERE).status_code == 429
+        assert log_in(api, name, PASSWORD, HOME).status_code == 200
+
+
 # Asking for mail
 
 
