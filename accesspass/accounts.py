@@ -131,16 +131,7 @@ def log_in(
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
         raise InvalidCredentials
-    conf.hooks().may_login(user, {} if data is None else data, request)
-    pair = sessions.start(user, request=request, name=name)
-    try:
-        user_logged_in.send(sender=type(user), request=request, user=user)
-    except DatabaseError:
-        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
-        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
-            raise
-        raise InvalidCredentials from None
-    return user, pair
+    return user, _let_in(user, data, request, name)
 
 
 @sensitive_variables()
@@ -202,13 +193,14 @@ def register_quietly(
         time.sleep(max(0.0, over - time.monotonic()))
 
 
-@sensitive_variables("key")
+@sensitive_variables("key", "data")
 def confirm(
-    key: object, *, request: HttpRequest | None = None
+    key: object, *, request: HttpRequest | None = None, data: Mapping[str, Any] | None = None
 ) -> tuple[AbstractBaseUser, TokenPair | None]:
     """Confirm the address that a key was sent to: return the user, and tokens if CONFIRM_LOGS_IN.
 
-    Raises InvalidKey.
+    `data` is what `Hooks.may_login` gets. Where it refuses, the address is confirmed all the same,
+    and there are no tokens. Raises InvalidKey.
     """
     row = email_keys.read(key, CONFIRM)
     user = row.user
@@ -220,11 +212,9 @@ def confirm(
     if not conf.CONFIRM_LOGS_IN:
         return user, None
     try:
-        pair = sessions.start(user, request=request)
+        return user, _let_in(user, data, request)
     except AccessPassError:
         return user, None  # the key is used up, and the address confirmed all the same
-    user_logged_in.send(sender=type(user), request=request, user=user)
-    return user, pair
 
 
 @sensitive_variables("key", "new_password")
@@ -633,6 +623,26 @@ def _insert(
         raise
     user_registered.send(sender=type(user), user=user, request=request)
     return user, pair
+
+
+@sensitive_variables("data")
+def _let_in(
+    user: AbstractBaseUser,
+    data: Mapping[str, Any] | None,
+    request: HttpRequest | None,
+    name: str = "",
+) -> TokenPair:
+    """Start the session of a user who has proved who they are, unless `Hooks.may_login` refuses."""
+    conf.hooks().may_login(user, {} if data is None else data, request)
+    pair = sessions.start(user, request=request, name=name)
+    try:
+        user_logged_in.send(sender=type(user), request=request, user=user)
+    except DatabaseError:
+        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
+        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
+            raise
+        raise InvalidCredentials from None
+    return pair
 
 
 def _confirmed_account(credentials: Mapping[str, Any]) -> Account | None:
