@@ -19,12 +19,14 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient, APIRequestFactory
 
-from accesspass import background, sessions, throttling
+from accesspass import background, mail, sessions, throttling
+from accesspass.email_keys import CONFIRM, PASSWORD_RESET
 from accesspass.exceptions import Throttled, Unavailable
 from accesspass.models import Account, MailRequest, Throttle
 from accesspass.signals import network_over_limit
 from tests.conftest import PASSWORD, MakeUser
 from tests.servers import Missing, shared_postgresql
+from tests.test_mail import key_in
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.1"
 HOUR = 3_600
@@ -282,6 +284,27 @@ def test_who_has_registered_is_known_where_they_did(
         attack = [log_in(api, "bob@example.com", "wrong", f"203.0.{n}.1") for n in range(3)]
         assert statuses(attack) == [401, 401, 429]
         assert log_in(api, "bob@example.com", PASSWORD, HOME).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["confirm", "password/reset/confirm"])
+def test_a_key_from_an_e_mail_lets_the_owner_in_under_attack(
+    api: APIClient, user: Any, path: str, mailoutbox: list[Any]
+) -> None:
+    name, password = user.get_username(), PASSWORD
+    options = {"BASE_URL": "https://app.example.com", "THROTTLES": {"login": {"account": "2/h"}}}
+    with override_settings(ACCESSPASS=options):
+        attack = [log_in(api, name, "wrong", f"203.0.{n}.1") for n in range(3)]
+        assert statuses(attack) == [401, 401, 429]
+        assert log_in(api, name, PASSWORD).status_code == 429
+        mail.notify(CONFIRM if path == "confirm" else PASSWORD_RESET, user)
+        mail.deliver()
+        body = {"key": key_in(mailoutbox.pop())}
+        if path != "confirm":
+            body["new_password"] = password = "another horse battery"
+        answer = api.post(f"/auth/{path}/", body, format="json", REMOTE_ADDR=HOME)
+        assert answer.status_code in (200, 204)
+        assert log_in(api, name, password, ELSEWHERE).status_code == 429
+        assert log_in(api, name, password, HOME).status_code == 200
 
 
 @pytest.mark.django_db
