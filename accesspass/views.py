@@ -206,7 +206,7 @@ class RegisterView(_AuthView):
         values, further = _split(body, RegisterSerializer)
         throttling.count("register", request._request, values["email"])
         values["fields"] = accounts.user_fields(further)
-        values["data"] = {**_without_passwords(request), **further}
+        values["data"] = {**_without_secrets(request), **further}
         values["request"] = request._request
         if conf.REQUIRE_CONFIRMED_EMAIL:
             accounts.register_quietly(**values)
@@ -227,7 +227,7 @@ class LoginView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         attempt = throttling.count("login", request._request, body["username"])
-        data = _without_passwords(request)
+        data = _without_secrets(request)
         user, pair = accounts.log_in(**body, data=data, request=request._request)
         attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
@@ -424,10 +424,10 @@ def _token_answer(request: Request, user: AbstractBaseUser, pair: TokenPair) -> 
 
 
 @sensitive_variables()
-def _without_passwords(request: Request) -> dict[str, Any]:
+def _without_secrets(request: Request) -> dict[str, Any]:
     """Return the body as the client sent it, for hooks."""
     data = dict(request.data)
-    for secret in ("password", "password_confirm"):
+    for secret in ("password", "password_confirm", "key"):
         data.pop(secret, None)
     return data
 
@@ -506,7 +506,9 @@ class ConfirmView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        user, pair = accounts.confirm(self.body(request)["key"], request=request._request)
+        key = self.body(request)["key"]
+        data = _without_secrets(request)
+        user, pair = accounts.confirm(key, request=request._request, data=data)
         return Response({} if pair is None else _token_answer(request, user, pair))
 
 

@@ -19,12 +19,14 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient, APIRequestFactory
 
-from accesspass import background, sessions, throttling
+from accesspass import background, mail, sessions, throttling
+from accesspass.email_keys import CONFIRM, PASSWORD_RESET
 from accesspass.exceptions import Throttled, Unavailable
 from accesspass.models import Account, MailRequest, Throttle
 from accesspass.signals import network_over_limit
 from tests.conftest import PASSWORD, MakeUser
 from tests.servers import Missing, shared_postgresql
+from tests.test_mail import key_in
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.1"
 HOUR = 3_600
@@ -284,6 +286,27 @@ def test_who_has_registered_is_known_where_they_did(
         assert log_in(api, "bob@example.com", PASSWORD, HOME).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["confirm", "password/reset/confirm"])
+def test_a_key_from_an_e_mail_lets_the_owner_in_under_attack(
+    api: APIClient, user: Any, path: str, mailoutbox: list[Any]
+) -> None:
+    name, password = user.get_username(), PASSWORD
+    options = {"BASE_URL": "https://app.example.com", "THROTTLES": {"login": {"account": "2/h"}}}
+    with override_settings(ACCESSPASS=options):
+        attack = [log_in(api, name, "wrong", f"203.0.{n}.1") for n in range(3)]
+        assert statuses(attack) == [401, 401, 429]
+        assert log_in(api, name, PASSWORD).status_code == 429
+        mail.notify(CONFIRM if path == "confirm" else PASSWORD_RESET, user)
+        mail.deliver()
+        body = {"key": key_in(mailoutbox.pop())}
+        if path != "confirm":
+            body["new_password"] = password = "another horse battery"
+        answer = api.post(f"/auth/{path}/", body, format="json", REMOTE_ADDR=HOME)
+        assert answer.status_code in (200, 204)
+        assert log_in(api, name, password, ELSEWHERE).status_code == 429
+        assert log_in(api, name, password, HOME).status_code == 200
+
+
 @pytest.mark.django_db
 def test_unknown_names_are_limited_exactly_alike(api: APIClient, make_user: MakeUser) -> None:
     user = make_user("bob")
@@ -325,6 +348,46 @@ def test_a_body_that_is_refused_is_not_counted(api: APIClient) -> None:
         answer = api.post("/auth/login/", {"username": "bob"}, format="json")
         assert answer.status_code == 400
     assert not Throttle.objects.exists()
+
+
+# The present password of whoever is signed in
+
+
+def guess(path: str, password: str) -> dict[str, str]:
+    return {
+        "password/change": {"current_password": password, "new_password": "another horse battery"},
+        "email/change": {"current_password": password, "email": "new@example.com"},
+        "account": {"current_password": password, "username": "other"},
+        "account/delete": {"current_password": password},
+    }[path]
+
+
+@pytest.mark.parametrize("path", ["password/change", "email/change", "account", "account/delete"])
+def test_a_stolen_access_token_guesses_no_more_than_a_login(
+    api: APIClient, user: Any, path: str, username_is_email: bool
+) -> None:
+    if path == "account" and username_is_email:
+        pytest.skip("the username cannot be changed")
+    with throttles(login={"account_network": "4/min"}, mail=None):
+        assert log_in(api, user.get_username(), "wrong").status_code == 401
+        answers = [signed_in(api, user, path, guess(path, "wrong")) for _ in range(4)]
+        assert statuses(answers) == [400] * 3 + [429]
+        assert answers[-1].json()["code"] == "throttled"
+        assert signed_in(api, user, path, guess(path, PASSWORD)).status_code == 429
+        assert log_in(api, user.get_username(), PASSWORD).status_code == 429
+    assert type(user)._default_manager.get().check_password(PASSWORD)
+
+
+def test_only_a_password_that_was_checked_makes_a_network_known(api: APIClient, user: Any) -> None:
+    name = user.get_username()
+    with throttles(login={"account": "1/h"}):
+        body = {"current_password": "wrong", "meta": {}}
+        assert signed_in(api, user, "account", body, ELSEWHERE).status_code == 200
+        change = guess("email/change", PASSWORD)
+        assert signed_in(api, user, "email/change", change).status_code == 202
+        assert log_in(api, name, "wrong", "203.0.113.1").status_code == 401
+        assert log_in(api, name, PASSWORD, ELSEWHERE).status_code == 429
+        assert log_in(api, name, PASSWORD, HOME).status_code == 200
 
 
 # Asking for mail

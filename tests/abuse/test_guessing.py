@@ -174,3 +174,30 @@ def test_the_counts_tell_no_names(site: Site, person: Person) -> None:
     held = str(site.sql("SELECT t::text FROM accesspass_throttle t"))
     assert person.username not in held
     assert "127.0.0" not in held
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "more"),
+    [
+        ("POST", "password/change", {"new_password": "purple monkey dishwasher"}),
+        ("POST", "email/change", {"email": "evil@example.com"}),
+        ("POST", "account/delete", {}),
+        ("PATCH", "account", {"username": "another"}),
+    ],
+)
+def test_a_stolen_access_token_guesses_no_password_without_limit(
+    site: Site, person: Person, method: str, route: str, more: dict[str, str]
+) -> None:
+    with site.settings(THROTTLES=DEFAULTS):
+        replies = [
+            site.send(
+                method,
+                f"/auth/{route}/",
+                token=person.access,
+                body={"current_password": f"guess {n}", **more},
+            )
+            for n in range(TRIES)
+        ]
+        assert [x.status for x in replies] == [400] * 10 + [429] * 4
+        # Logins count with them, so a thief does not get both.
+        assert site.log_in(person.username, "guess").status == 429
