@@ -23,10 +23,9 @@ def _running() -> Iterator[Site]:
 def site(_running: Site) -> Iterator[Site]:
     """The site, with no e-mail waiting. Whatever a test does to it, no view may fail."""
     _running.mail()
-    before = len(_running.log)
-    yield _running
-    said = _running.log[before:]
-    assert not _FAILED.search(said), said[-5000:]
+    with _running.listening() as said:
+        yield _running
+        assert not _FAILED.search(said()), said()[-5000:]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import secrets
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,6 +244,19 @@ class Site(Server):
         if self._connection is not None:
             self._connection.close()
         super().close()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Callable[[], str]]:
+        """Give a function that returns what was logged since, by gunicorn and by Django."""
+        path = self.folder / "log"
+        start = path.stat().st_size
+
+        def said() -> str:
+            with path.open("rb") as log:
+                log.seek(start)
+                return log.read().decode(errors="replace")
+
+        yield said
 
     # Users.
 
