@@ -35,8 +35,9 @@ if not apps.ready:
 
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.management import call_command
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 from django.test import Client
@@ -343,10 +344,14 @@ class Node:
         found.save()
 
     def deactivate_in_transaction(self, user: Any, **_: Any) -> None:
-        found = self._user(user)
-        found.is_active = False
-        with transaction.atomic():
-            found.save(update_fields=["is_active"])
+        try:
+            found = self._user(user)
+            found.is_active = False
+            with transaction.atomic():
+                found.save(update_fields=["is_active"])
+        except (ObjectDoesNotExist, DatabaseError):
+            if get_user_model()._base_manager.filter(pk=user).exists():
+                raise  # it was not that the user is gone
 
     def deactivate_and_sync(self, user: Any, **_: Any) -> None:
         get_user_model()._base_manager.filter(pk=user).update(is_active=False)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.races.claims import refuses_refresh
+from tests.races.claims import pairs_of, refuses_refresh
 from tests.races.conftest import MakeStore
 from tests.races.nodes import Node, Refused, Store, long, user_name
 from tests.servers import wait_until
@@ -27,7 +27,8 @@ def test_a_wrong_clock_changes_no_verdict_on_the_grace(near: Node, shifted: Node
     for first, second in ((near, shifted), (shifted, near)):
         pair = first.start(first.make_user(user_name()))
         new = first.refresh(token=pair["refresh"])
-        assert second.refresh(token=pair["refresh"])["refresh"] == new["refresh"]
+        again = pairs_of(second.begin("refresh", token=pair["refresh"]))
+        assert [one["refresh"] for one in again] == [new["refresh"]]
         first.age(pair["session"], "rotated_at", 11)
         with pytest.raises(Refused, match="InvalidToken"):
             second.refresh(token=pair["refresh"])

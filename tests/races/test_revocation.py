@@ -137,6 +137,19 @@ def test_a_change_and_a_revocation_leave_the_session_dead(
         assert_ended([near, far], [pair], gap.name)
 
 
+def test_a_ban_in_a_transaction_and_a_deletion_do_not_wait_for_each_other(
+    near: Node, far: Node
+) -> None:
+    for gap in gaps():
+        user = near.make_user(user_name())
+        pair = near.start(user)
+        for actor in gap.meet(
+            near.order("deactivate_in_transaction", user=user), far.order("delete", user=user)
+        ):
+            actor.end()
+        assert_ended([near, far], [pair], gap.name)
+
+
 def test_two_revocations_at_once_leave_the_session_dead_and_nothing_pending(
     near: Node, far: Node
 ) -> None:
