@@ -2,7 +2,7 @@
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
 #   make lint types docs what the names say (Python 3.11 or newer)
-#   make mutants         breaks the cache on purpose, to see its tests fail; ARGS=NAME for one
+#   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
 #   make bench-cache     those of the cache, half an hour; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick

@@ -46,6 +46,7 @@ with contextlib.suppress(ImportError):
     import django.db.backends.postgresql.base  # so that not each node must
 
 from accesspass import accounts, background, records, sessions
+from accesspass.cache import follower as follower_module
 from accesspass.cache.follower import Follower
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Identifier, Session
@@ -464,12 +465,9 @@ class Node:
 
     def suspend(self, seconds: float) -> None:
         """Wake from a suspension: CLOCK_BOOTTIME has gone on, CLOCK_MONOTONIC has not."""
-        real = time.clock_gettime
-
-        def clock_gettime(which: int) -> float:
-            return real(which) + (seconds if which == time.CLOCK_BOOTTIME else 0.0)
-
-        time.clock_gettime = clock_gettime
+        real = follower_module.clock
+        if real is not time.monotonic:
+            follower_module.clock = lambda: real() + seconds
 
 
 def _plain(pair: sessions.TokenPair) -> dict[str, Any]:
