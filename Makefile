@@ -4,7 +4,7 @@
 #   make lint types docs what the names say (Python 3.11 or newer)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
-#   make bench-cache     those of the cache, half an hour; ARGS=--quick
+#   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
