@@ -372,11 +372,12 @@ class Node:
             (Session, 'UPDATE "{}" SET user_id = NULL WHERE user_id = %s'),
             (Identifier, 'DELETE FROM "{}" WHERE account_id = %s'),
             (Account, 'DELETE FROM "{}" WHERE user_id = %s'),
-            (model, 'DELETE FROM "{}" WHERE id = %s'),
+            (model, 'DELETE FROM "{}" WHERE "{}" = %s'),
         )
         with transaction.atomic(), connection.cursor() as cursor:
             for table, statement in steps:
-                cursor.execute(statement.format(table._meta.db_table), [user])
+                names = table._meta.db_table, model._meta.pk.column
+                cursor.execute(statement.format(*names), [user])
 
     # What changes records.
 

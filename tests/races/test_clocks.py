@@ -76,7 +76,7 @@ def test_a_wrong_clock_changes_no_end_of_a_session(near: Node, shifted: Node) ->
             assert refuses_refresh(second, pair) is ends
 
 
-@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+@pytest.mark.parametrize("jump", [3600.0, *long(-3600.0)])
 def test_a_clock_that_is_set_makes_no_replica_stale_and_none_fresh(
     make_store: MakeStore, jump: float
 ) -> None:

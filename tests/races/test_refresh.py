@@ -141,7 +141,7 @@ def test_a_purge_during_a_refresh_leaves_its_grace_alone(near: Node, far: Node) 
 
 
 @pytest.mark.parametrize("change", [*long("set_staff"), "set_staff_in_transaction"])
-@pytest.mark.parametrize("refresh_first", [True, False])
+@pytest.mark.parametrize("refresh_first", [True, *long(False)])
 def test_what_changes_during_a_refresh_is_what_every_node_comes_to_see(
     near: Node, far: Node, change: str, refresh_first: bool
 ) -> None:
