@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django.contrib.auth import authenticate, get_user_model, password_validation
@@ -33,12 +29,11 @@ from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import email_keys, identifiers, mail, sessions
+from accesspass import email_keys, hashing, identifiers, mail, sessions, throttling
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.exceptions import (
     AccessPassError,
-    Busy,
     EmailTaken,
     Invalid,
     InvalidCredentials,
@@ -93,20 +88,26 @@ __all__ = [
 ]
 
 _MAX_JSON_DEPTH = 32
-_HASHING_WAIT = 1.0  # seconds: shorter than a client's patience, longer than one Argon2
 _INSERTING = 0.1  # seconds: more than it takes to insert a user, see register_quietly
 
 
 @sensitive_variables()
 def log_in(
-    username: str, password: str, *, request: HttpRequest | None = None, name: str = ""
+    username: str,
+    password: str,
+    *,
+    request: HttpRequest | None = None,
+    name: str = "",
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[AbstractBaseUser, TokenPair]:
     """Check the password and start a session: return the user and the tokens.
 
     `username` may be the username or the e-mail address in any case, `name` is what the device is
-    called. The project's AUTHENTICATION_BACKENDS decide, asked once. Raises InvalidCredentials for
-    a wrong name, a wrong password and a user who may not log in alike, Invalid for text that cannot
-    be a name or password, Busy when too many passwords are being hashed.
+    called, `data` what `Hooks.may_login` gets. The project's AUTHENTICATION_BACKENDS decide, asked
+    once, and then that hook. Raises InvalidCredentials for a wrong name, a wrong password and a
+    user who may not log in alike, Invalid for text that cannot be a name or password, Busy when too
+    many passwords are being hashed, and whatever the hook raises. Nothing is throttled here: that
+    is done by the view.
     """
     if not is_plain_text(username) or not is_plain_text(password):
         raise Invalid(
@@ -117,7 +118,7 @@ def log_in(
     model: Any = get_user_model()
     credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
     confirmed = _confirmed_account(credentials) if conf.REQUIRE_CONFIRMED_EMAIL else None
-    with _hashing():
+    with hashing.slot(request):
         if is_possible_username(credentials[model.USERNAME_FIELD]):
             user = authenticate(request, **credentials)
         else:
@@ -130,15 +131,7 @@ def log_in(
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
         raise InvalidCredentials
-    pair = sessions.start(user, request=request, name=name)
-    try:
-        user_logged_in.send(sender=type(user), request=request, user=user)
-    except DatabaseError:
-        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
-        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
-            raise
-        raise InvalidCredentials from None
-    return user, pair
+    return user, _let_in(user, data, request, name)
 
 
 @sensitive_variables()
@@ -163,7 +156,7 @@ def register(
     data = {} if data is None else data
     user = _new_user(username, email, password, meta, fields, data)
     _refuse_taken(user)
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
     return _insert(user, meta, data, request)
 
@@ -185,7 +178,7 @@ def register_quietly(
     """
     data = {} if data is None else data
     user = _new_user(username, email, password, meta, fields, data)
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
     # Everything up to here was alike. Inserting takes longer than finding a name taken.
     over = time.monotonic() + _INSERTING
@@ -200,13 +193,14 @@ def register_quietly(
         time.sleep(max(0.0, over - time.monotonic()))
 
 
-@sensitive_variables("key")
+@sensitive_variables("key", "data")
 def confirm(
-    key: object, *, request: HttpRequest | None = None
+    key: object, *, request: HttpRequest | None = None, data: Mapping[str, Any] | None = None
 ) -> tuple[AbstractBaseUser, TokenPair | None]:
     """Confirm the address that a key was sent to: return the user, and tokens if CONFIRM_LOGS_IN.
 
-    Raises InvalidKey.
+    `data` is what `Hooks.may_login` gets. Where it refuses, the address is confirmed all the same,
+    and there are no tokens. Raises InvalidKey.
     """
     row = email_keys.read(key, CONFIRM)
     user = row.user
@@ -218,11 +212,9 @@ def confirm(
     if not conf.CONFIRM_LOGS_IN:
         return user, None
     try:
-        pair = sessions.start(user, request=request)
+        return user, _let_in(user, data, request)
     except AccessPassError:
         return user, None  # the key is used up, and the address confirmed all the same
-    user_logged_in.send(sender=type(user), request=request, user=user)
-    return user, pair
 
 
 @sensitive_variables("key", "new_password")
@@ -235,7 +227,7 @@ def reset_password(key: object, new_password: str, *, request: HttpRequest | Non
     """
     row = email_keys.read(key, PASSWORD_RESET)
     user = row.user
-    _hash_new_password(user, new_password)
+    _hash_new_password(user, new_password, request)
     with transaction.atomic(using=row._state.db):
         email_keys.consume(row)
         _record_confirmation(user, row.email)
@@ -255,11 +247,11 @@ def change_password(
 ) -> bool:
     """Set a new password for whoever knows the present one, and end all sessions but `session_id`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     checked = user.password
-    _hash_new_password(user, new_password)
+    _hash_new_password(user, new_password, request)
     with transaction.atomic(using=user._state.db):
         _lock_unchanged(user, checked)
         if session_id is not None:
@@ -280,7 +272,8 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address.
+    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address, and
+    with a request Throttled.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -291,7 +284,7 @@ def change_email(
         raise Invalid({"email": _messages(error)}) from None
     except FieldDoesNotExist:
         raise NotFound from None  # users of this model have no address
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     database = router.db_for_write(Account)
     Account.objects.for_user(user)
     with transaction.atomic(using=database):
@@ -341,7 +334,7 @@ def update(
     """Change what is given of username, meta and `fields` of the user model.
 
     A username needs the present password. Returns the user as stored, and meta. Raises Invalid with
-    the fields that were refused, UsernameTaken, Busy.
+    the fields that were refused, UsernameTaken, Busy, and with a request Throttled.
     """
     if meta is not None and (problem := _meta_problem(meta)):
         raise Invalid(_problem("meta", problem, "invalid"))
@@ -353,7 +346,7 @@ def update(
     if username is not None and username != old:
         if username_is_email():
             raise Invalid(_problem("username", _("The username is the e-mail address."), "invalid"))
-        stored = _checked(user, current_password)
+        stored = _checked(user, current_password, request)
         name = stored.normalize_username(username)
         try:
             identifiers.validate_username(name, email_of(stored))
@@ -395,9 +388,9 @@ def delete(
 ) -> bool:
     """End every session of the user and delete the account, by `Hooks.delete_user`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
     rows = Session.objects.using(router.db_for_write(Session))
     ended = list(rows.filter(user=user.pk, revoked_at=None).values_list("pk", flat=True))
@@ -632,6 +625,26 @@ def _insert(
     return user, pair
 
 
+@sensitive_variables("data")
+def _let_in(
+    user: AbstractBaseUser,
+    data: Mapping[str, Any] | None,
+    request: HttpRequest | None,
+    name: str = "",
+) -> TokenPair:
+    """Start the session of a user who has proved who they are, unless `Hooks.may_login` refuses."""
+    conf.hooks().may_login(user, {} if data is None else data, request)
+    pair = sessions.start(user, request=request, name=name)
+    try:
+        user_logged_in.send(sender=type(user), request=request, user=user)
+    except DatabaseError:
+        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
+        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
+            raise
+        raise InvalidCredentials from None
+    return pair
+
+
 def _confirmed_account(credentials: Mapping[str, Any]) -> Account | None:
     """Return the account behind credentials. Asked for before the password is looked at, so that
     a good password for an unconfirmed account takes as many queries as a bad one."""
@@ -656,20 +669,29 @@ def _stored(user: AbstractBaseUser) -> Any:
 
 
 @sensitive_variables("password")
-def _checked(user: AbstractBaseUser, password: str | None) -> Any:
-    """Return the user as stored, if that is the password. Raises Invalid naming the field."""
+def _checked(user: AbstractBaseUser, password: str | None, request: HttpRequest | None) -> Any:
+    """Return the user as stored, if that is the password. Call it outside of transactions.
+
+    With a request it is counted as a login of that account: whoever holds a stolen access token
+    could else guess without limit. Raises Invalid naming the field, Busy, Throttled.
+    """
     stored = _stored(user)
     wrong = _problem("current_password", _("This is not your password."), "password_incorrect")
     if not password or len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(wrong)
-    with _hashing():
+    attempt = None
+    if request is not None:
+        attempt = throttling.count("login", request, str(stored.get_username()))
+    with hashing.slot(request):
         if not stored.check_password(password):
             raise Invalid(wrong)
+    if attempt is not None:
+        attempt.succeed(stored)
     return stored
 
 
 @sensitive_variables("password")
-def _hash_new_password(user: AbstractBaseUser, password: str) -> None:
+def _hash_new_password(user: AbstractBaseUser, password: str, request: HttpRequest | None) -> None:
     """Put the hash of a new password into the user, not yet into the row."""
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid({"new_password": _password_too_long()["password"]})
@@ -681,7 +703,7 @@ def _hash_new_password(user: AbstractBaseUser, password: str) -> None:
         password_validation.validate_password(password, cast("Any", user))
     except ValidationError as error:
         raise Invalid({"new_password": _messages(error)}) from None
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
 
 
@@ -871,23 +893,3 @@ def _problem(field: str, message: str, code: str) -> dict[str, list[dict[str, st
 def _password_too_long() -> dict[str, list[dict[str, str]]]:
     message = _("This has more than %d characters.") % conf.PASSWORD_MAX_LENGTH
     return _problem("password", message, "max_length")
-
-
-@contextmanager
-def _hashing() -> Iterator[None]:
-    slots = _slots(conf.HASHING_CONCURRENCY)
-    if not slots.acquire(timeout=_HASHING_WAIT):
-        raise Busy
-    try:
-        yield
-    finally:
-        slots.release()
-
-
-@cache
-def _slots(size: int) -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(size)
-
-
-# A slot that another thread held when the process forked would never be given back.
-os.register_at_fork(after_in_child=_slots.cache_clear)
