@@ -263,7 +263,7 @@ class Account(models.Model):
         verbose_name_plural = _("accounts")
 
     def __str__(self) -> str:
-        return f"account of {self.pk}"
+        return _("account of %(user)s") % {"user": self.pk}
 
     def is_confirmed(self, user: AbstractBaseUser) -> bool:
         """Tell whether the address that `user` has now is the one that was confirmed."""
@@ -355,7 +355,7 @@ class Session(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"session {self.id}"
+        return _("session %(id)s") % {"id": self.pk}
 
 
 class LeaseManager(models.Manager["Lease"]):
@@ -423,7 +423,7 @@ class EmailKey(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"e-mail key {self.id}"
+        return _("e-mail key %(id)s") % {"id": self.pk}
 
 
 class MailRequest(models.Model):
@@ -475,4 +475,4 @@ class MailRequest(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"e-mail {self.pk}: {self.purpose}"
+        return _("e-mail %(id)s: %(purpose)s") % {"id": self.pk, "purpose": self.purpose}
