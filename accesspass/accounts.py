@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from django.contrib.auth import authenticate, get_user_model, password_validation
@@ -33,12 +29,11 @@ from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import email_keys, identifiers, mail, sessions
+from accesspass import email_keys, hashing, identifiers, mail, sessions
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.exceptions import (
     AccessPassError,
-    Busy,
     EmailTaken,
     Invalid,
     InvalidCredentials,
@@ -93,20 +88,26 @@ __all__ = [
 ]
 
 _MAX_JSON_DEPTH = 32
-_HASHING_WAIT = 1.0  # seconds: shorter than a client's patience, longer than one Argon2
 _INSERTING = 0.1  # seconds: more than it takes to insert a user, see register_quietly
 
 
 @sensitive_variables()
 def log_in(
-    username: str, password: str, *, request: HttpRequest | None = None, name: str = ""
+    username: str,
+    password: str,
+    *,
+    request: HttpRequest | None = None,
+    name: str = "",
+    data: Mapping[str, Any] | None = None,
 ) -> tuple[AbstractBaseUser, TokenPair]:
     """Check the password and start a session: return the user and the tokens.
 
     `username` may be the username or the e-mail address in any case, `name` is what the device is
-    called. The project's AUTHENTICATION_BACKENDS decide, asked once. Raises InvalidCredentials for
-    a wrong name, a wrong password and a user who may not log in alike, Invalid for text that cannot
-    be a name or password, Busy when too many passwords are being hashed.
+    called, `data` what `Hooks.may_login` gets. The project's AUTHENTICATION_BACKENDS decide, asked
+    once, and then that hook. Raises InvalidCredentials for a wrong name, a wrong password and a
+    user who may not log in alike, Invalid for text that cannot be a name or password, Busy when too
+    many passwords are being hashed, and whatever the hook raises. Nothing is throttled here: that
+    is done by the view.
     """
     if not is_plain_text(username) or not is_plain_text(password):
         raise Invalid(
@@ -117,7 +118,7 @@ def log_in(
     model: Any = get_user_model()
     credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
     confirmed = _confirmed_account(credentials) if conf.REQUIRE_CONFIRMED_EMAIL else None
-    with _hashing():
+    with hashing.slot(request):
         if is_possible_username(credentials[model.USERNAME_FIELD]):
             user = authenticate(request, **credentials)
         else:
@@ -130,6 +131,7 @@ def log_in(
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
         raise InvalidCredentials
+    conf.hooks().may_login(user, {} if data is None else data, request)
     pair = sessions.start(user, request=request, name=name)
     try:
         user_logged_in.send(sender=type(user), request=request, user=user)
@@ -163,7 +165,7 @@ def register(
     data = {} if data is None else data
     user = _new_user(username, email, password, meta, fields, data)
     _refuse_taken(user)
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
     return _insert(user, meta, data, request)
 
@@ -185,7 +187,7 @@ def register_quietly(
     """
     data = {} if data is None else data
     user = _new_user(username, email, password, meta, fields, data)
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
     # Everything up to here was alike. Inserting takes longer than finding a name taken.
     over = time.monotonic() + _INSERTING
@@ -235,7 +237,7 @@ def reset_password(key: object, new_password: str, *, request: HttpRequest | Non
     """
     row = email_keys.read(key, PASSWORD_RESET)
     user = row.user
-    _hash_new_password(user, new_password)
+    _hash_new_password(user, new_password, request)
     with transaction.atomic(using=row._state.db):
         email_keys.consume(row)
         _record_confirmation(user, row.email)
@@ -257,9 +259,9 @@ def change_password(
 
     Returns as `reset_password` does. Raises Invalid, Busy.
     """
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     checked = user.password
-    _hash_new_password(user, new_password)
+    _hash_new_password(user, new_password, request)
     with transaction.atomic(using=user._state.db):
         _lock_unchanged(user, checked)
         if session_id is not None:
@@ -291,7 +293,7 @@ def change_email(
         raise Invalid({"email": _messages(error)}) from None
     except FieldDoesNotExist:
         raise NotFound from None  # users of this model have no address
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     database = router.db_for_write(Account)
     Account.objects.for_user(user)
     with transaction.atomic(using=database):
@@ -353,7 +355,7 @@ def update(
     if username is not None and username != old:
         if username_is_email():
             raise Invalid(_problem("username", _("The username is the e-mail address."), "invalid"))
-        stored = _checked(user, current_password)
+        stored = _checked(user, current_password, request)
         name = stored.normalize_username(username)
         try:
             identifiers.validate_username(name, email_of(stored))
@@ -397,7 +399,7 @@ def delete(
 
     Returns as `reset_password` does. Raises Invalid, Busy.
     """
-    user = _checked(user, current_password)
+    user = _checked(user, current_password, request)
     gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
     rows = Session.objects.using(router.db_for_write(Session))
     ended = list(rows.filter(user=user.pk, revoked_at=None).values_list("pk", flat=True))
@@ -656,20 +658,20 @@ def _stored(user: AbstractBaseUser) -> Any:
 
 
 @sensitive_variables("password")
-def _checked(user: AbstractBaseUser, password: str | None) -> Any:
+def _checked(user: AbstractBaseUser, password: str | None, request: HttpRequest | None) -> Any:
     """Return the user as stored, if that is the password. Raises Invalid naming the field."""
     stored = _stored(user)
     wrong = _problem("current_password", _("This is not your password."), "password_incorrect")
     if not password or len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(wrong)
-    with _hashing():
+    with hashing.slot(request):
         if not stored.check_password(password):
             raise Invalid(wrong)
     return stored
 
 
 @sensitive_variables("password")
-def _hash_new_password(user: AbstractBaseUser, password: str) -> None:
+def _hash_new_password(user: AbstractBaseUser, password: str, request: HttpRequest | None) -> None:
     """Put the hash of a new password into the user, not yet into the row."""
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid({"new_password": _password_too_long()["password"]})
@@ -681,7 +683,7 @@ def _hash_new_password(user: AbstractBaseUser, password: str) -> None:
         password_validation.validate_password(password, cast("Any", user))
     except ValidationError as error:
         raise Invalid({"new_password": _messages(error)}) from None
-    with _hashing():
+    with hashing.slot(request):
         user.set_password(password)
 
 
@@ -871,23 +873,3 @@ def _problem(field: str, message: str, code: str) -> dict[str, list[dict[str, st
 def _password_too_long() -> dict[str, list[dict[str, str]]]:
     message = _("This has more than %(limit)d characters.") % {"limit": conf.PASSWORD_MAX_LENGTH}
     return _problem("password", message, "max_length")
-
-
-@contextmanager
-def _hashing() -> Iterator[None]:
-    slots = _slots(conf.HASHING_CONCURRENCY)
-    if not slots.acquire(timeout=_HASHING_WAIT):
-        raise Busy
-    try:
-        yield
-    finally:
-        slots.release()
-
-
-@cache
-def _slots(size: int) -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(size)
-
-
-# A slot that another thread held when the process forked would never be given back.
-os.register_at_fork(after_in_child=_slots.cache_clear)

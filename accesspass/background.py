@@ -22,7 +22,7 @@ from django.db import connections, router
 
 from accesspass import mail, sessions, triggers
 from accesspass.conf import conf
-from accesspass.models import Lease, Session
+from accesspass.models import Lease, Session, Throttle
 
 __all__ = ["JOBS", "Job", "run", "run_due", "start"]
 
@@ -52,6 +52,7 @@ JOBS = [
     # Each request has a lease of its own, so that several processes may send at once.
     Job("mail", lambda: 2.0, mail.deliver_due, leased=False),
     Job("mail purge", lambda: 3600.0, mail.purge),
+    Job("throttles", lambda: 600.0, Throttle.objects.purge),
 ]
 
 _TICK = 1.0

@@ -120,7 +120,8 @@ class BearerAuthentication(BaseAuthentication):
         except InvalidToken as error:
             # DRF asks another instance for the header of the 401, so the request has to remember.
             setattr(request, _REFUSED, True)
-            raise AuthenticationFailed({"detail": str(error.detail), "code": error.code}) from None
+            body = conf.hooks().unauthenticated(error, request._request)
+            raise AuthenticationFailed(dict(body)) from None
         except Unavailable as error:
             raise ServiceUnavailable(error) from error
 

@@ -7,7 +7,6 @@ None of these needs the models; those that do stand in `model_checks`.
 | E001 | ACCESSPASS is not a dict, or has a key that does not exist |
 | E002 | an option has a value of the wrong type or size |
 | E003 | CACHES has no alias CACHE |
-| E004 | an option is not available yet |
 | E005 | HOOKS names no subclass of Hooks |
 | E020 | a resource server cannot ask the authorization server |
 | W001 | BASE_URL is missing |
@@ -17,6 +16,9 @@ None of these needs the models; those that do stand in `model_checks`.
 | W005 | sessions never end (`--deploy`) |
 | W006 | idle sessions never end (`--deploy`) |
 | W013 | requests send e-mails themselves (`--deploy`) |
+| W014 | passwords are hashed by something fast (`--deploy`) |
+| W015 | passwords may be shorter than 8 characters (`--deploy`) |
+| W016 | it is not said how many proxies there are (`--deploy`) |
 | W020 | a resource server and its authorization server may have different keys |
 """
 
@@ -28,6 +30,8 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
+from django.contrib.auth.hashers import get_hasher
+from django.contrib.auth.password_validation import get_default_password_validators
 from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
@@ -35,7 +39,7 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.utils.module_loading import import_string
 
-from accesspass.conf import NOT_YET, Conf, conf
+from accesspass.conf import Conf, conf
 from accesspass.hooks import Hooks
 
 __all__ = [
@@ -44,6 +48,9 @@ __all__ = [
     "check_options",
     "check_resource_server",
 ]
+
+_SLOW_HASHES = {"argon2", "bcrypt", "bcrypt_sha256", "pbkdf2_sha256", "scrypt"}
+_MIN_PASSWORD_LENGTH = 8
 
 
 def check_options(
@@ -105,14 +112,6 @@ def _check_values() -> list[CheckMessage]:
             if (problem := Conf.options[name].problem(value)) is not None:
                 # The value is not shown: it may be a key.
                 found.append(Error(f"ACCESSPASS[{name!r}] {problem}.", id="accesspass.E002"))
-        elif name in NOT_YET:
-            found.append(
-                Error(
-                    f"ACCESSPASS[{name!r}] is not available yet in this version.",
-                    hint="Take it out: nothing would act on it.",
-                    id="accesspass.E004",
-                )
-            )
         else:
             found.append(
                 Error(
@@ -165,7 +164,7 @@ def check_cache(
 def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Advise lifetimes. Only with `check --deploy`."""
+    """Advise lifetimes, and what guards passwords. Only with `check --deploy`."""
     found: list[CheckMessage] = []
     if conf.MAIL_DELIVERY == "inline":
         found.append(
@@ -192,6 +191,34 @@ def check_deployment(
                 id="accesspass.W006",
             )
         )
+    if get_hasher().algorithm not in _SLOW_HASHES:
+        found.append(
+            CheckWarning(
+                "Passwords are hashed by a function that is too fast for them.",
+                hint="Let PASSWORD_HASHERS begin with 'accesspass.hashing.Argon2PasswordHasher' "
+                "and keep the present one behind it, so that logins upgrade what is stored.",
+                id="accesspass.W014",
+            )
+        )
+    lengths = [getattr(x, "min_length", 0) for x in get_default_password_validators()]
+    if max(lengths, default=0) < _MIN_PASSWORD_LENGTH:
+        found.append(
+            CheckWarning(
+                f"Passwords of fewer than {_MIN_PASSWORD_LENGTH} characters may be accepted.",
+                hint="Put Django's MinimumLengthValidator into AUTH_PASSWORD_VALIDATORS, with a "
+                "min_length of 8 at least and better 15 (NIST SP 800-63B-4).",
+                id="accesspass.W015",
+            )
+        )
+    if "TRUSTED_PROXIES" not in getattr(settings, "ACCESSPASS", {}):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['TRUSTED_PROXIES'] is missing.",
+                hint="Say how many proxies before the project append to X-Forwarded-For, 0 for "
+                "none: behind one that is not named, all clients are counted as one.",
+                id="accesspass.W016",
+            )
+        )
     return found
 
 
@@ -213,6 +240,5 @@ def _check_hooks() -> list[CheckMessage]:
 
 
 def _nearest(name: str) -> str:
-    known = [*Conf.options, *NOT_YET]
-    near = get_close_matches(name.upper(), known, n=1, cutoff=0.5)
+    near = get_close_matches(name.upper(), list(Conf.options), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else "See the list of settings."

@@ -7,10 +7,10 @@ Durations come out in seconds, whether the project wrote a number or a `timedelt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -19,21 +19,12 @@ from django.utils.module_loading import import_string
 if TYPE_CHECKING:
     from accesspass.hooks import Hooks
 
-__all__ = ["NOT_YET", "TEN_YEARS", "Conf", "Option", "conf"]
+__all__ = ["TEN_YEARS", "Conf", "Option", "Rate", "conf"]
 
 T = TypeVar("T")
 
 # Longer than any session, and no datetime overflows.
 TEN_YEARS = 3_650 * 86_400
-
-# Names that are reserved for what this version cannot do. Setting one is an error that says so,
-# because an option that is accepted and then ignored would be worse.
-NOT_YET = frozenset(
-    {
-        "REFRESH_COOKIE",
-        "THROTTLES",
-    }
-)
 
 
 class Option(Generic[T]):
@@ -240,6 +231,74 @@ def _one_of(*words: str) -> Callable[[Any], str | None]:
     return problem
 
 
+class Rate(NamedTuple):
+    """`limit` times in `period` seconds."""
+
+    limit: int
+    period: float
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(s|sec|second|m|min|minute|h|hour|d|day)")
+_PERIODS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_THROTTLES = {
+    "login": {"account_network": "10/min", "account": "100/h", "network": "1000/h"},
+    "register": {"account_network": "10/min", "network": "100/h"},
+    "mail": {"account_network": "10/min", "network": "100/h"},
+}
+_THROTTLE_KINDS = ("account_network", "account", "network")
+
+
+def _throttles_problem(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return f"must be a dict with any of {', '.join(_THROTTLES)}"
+    for scope, kinds in value.items():
+        if scope not in _THROTTLES:
+            return f"has no scope {scope!r}, only {', '.join(_THROTTLES)}"
+        if kinds is None:
+            continue
+        if not isinstance(kinds, dict):
+            return f"must have a dict or None for {scope!r}"
+        for kind, rate in kinds.items():
+            if kind not in _THROTTLE_KINDS:
+                return f"has no {kind!r} in {scope!r}, only {', '.join(_THROTTLE_KINDS)}"
+            if rate is not None and not (isinstance(rate, str) and _RATE.fullmatch(rate)):
+                return f"must have a rate as '10/min', or None, for {kind!r} in {scope!r}"
+    return None
+
+
+def _throttles(value: Mapping[str, Any]) -> dict[str, dict[str, Rate | None]]:
+    """Return the rate of every kind in every scope; what is not given is the default."""
+    found: dict[str, dict[str, Rate | None]] = {}
+    for scope, defaults in _THROTTLES.items():
+        given = value.get(scope, {})
+        rates = {} if given is None else {**defaults, **given}
+        found[scope] = {kind: _rate(rates.get(kind)) for kind in _THROTTLE_KINDS}
+    return found
+
+
+@cache
+def _rate(text: str | None) -> Rate | None:
+    if text is None:
+        return None
+    limit, _slash, unit = text.partition("/")
+    return Rate(int(limit), _PERIODS[unit[0]])
+
+
+# What RFC 6265 allows in the name of a cookie.
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+
+
+def _cookie_name(value: Any) -> str | None:
+    if not (isinstance(value, str) and _COOKIE_NAME.fullmatch(value)):
+        return "must be the name of a cookie, as '__Secure-refresh'"
+    others = {
+        settings.SESSION_COOKIE_NAME,
+        settings.CSRF_COOKIE_NAME,
+        settings.LANGUAGE_COOKIE_NAME,
+    }
+    return f"must not be {value!r}, which Django uses" if value in others else None
+
+
 class Conf:
     """The options as typed attributes. Use the instance, `accesspass.conf.conf`."""
 
@@ -263,6 +322,9 @@ class Conf:
 
     REFRESH_GRACE = Option[float](10, _duration(0, 60), read=_seconds)
     """How long after a rotation the old refresh token still gets the same new pair."""
+
+    REFRESH_COOKIE = Option["str | None"](None, _optional(_cookie_name))
+    """The name of the cookie in which alone the refresh token travels; None for bodies."""
 
     SESSIONS_PER_USER = Option[int](50, _whole_number(1))
     """Live sessions of one user; one more login revokes the oldest."""
@@ -320,6 +382,12 @@ class Conf:
 
     HASHING_CONCURRENCY = Option[int](8, _whole_number(1))
     """How many passwords one process hashes at a time."""
+
+    THROTTLES = Option["dict[str, dict[str, Rate | None]]"](
+        _THROTTLES, _throttles_problem, read=_throttles
+    )
+    """How often `login`, `register` and `mail` may be tried; see `accesspass.throttling`. What is
+    left out has its default, None switches a scope or one of its rates off."""
 
     TRUSTED_PROXIES = Option[int](0, _whole_number(0))
     """How many proxies in front of the project append to X-Forwarded-For."""

@@ -22,6 +22,7 @@ __all__ = [
     "InvalidKey",
     "InvalidToken",
     "NotFound",
+    "OriginNotAllowed",
     "Throttled",
     "TokenRequired",
     "Unavailable",
@@ -126,6 +127,14 @@ class NotFound(AccessPassError):
     code = "not_found"
     status = 404
     default_detail = _("Not found.")
+
+
+class OriginNotAllowed(AccessPassError):
+    """A request with the refresh cookie that no page of the project's own can have sent."""
+
+    code = "origin_not_allowed"
+    status = 403
+    default_detail = _("Requests with a cookie are not accepted from this origin.")
 
 
 class _TryLater(AccessPassError):

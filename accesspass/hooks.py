@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.http import HttpRequest
 
+    from accesspass.exceptions import AccessPassError
     from accesspass.models import Account
 
 __all__ = ["Hooks"]
@@ -45,6 +46,16 @@ class Hooks:
         """
         user.save(force_insert=True)
         return user
+
+    def may_login(
+        self, user: AbstractBaseUser, data: Mapping[str, Any], request: HttpRequest | None
+    ) -> None:
+        """Refuse a login by raising, after the password was found to be right.
+
+        The place of second factors: `data` is the body of the request without its password, so a
+        code may be sent beside it. Raise a subclass of AccessPassError with a `code` and `status`
+        of your own, so that clients know what to ask for; the attempt counts as a failed one.
+        """
 
     def claims(
         self, user: AbstractBaseUser, account: Account, session_claims: Mapping[str, Any]
@@ -98,3 +109,17 @@ class Hooks:
     ) -> dict[str, Any]:
         """Return what is added to the body of an answer that carries the token pair `pair`."""
         return {}
+
+    def unauthenticated(self, error: AccessPassError, request: HttpRequest) -> Mapping[str, Any]:
+        """Return the body with which an authentication class refuses a token: a dict of texts.
+
+        The status is 401; to answer otherwise raise a `rest_framework.exceptions.APIException`.
+        """
+        return {"detail": str(error.detail), "code": error.code}
+
+    def unconfirmed(self, error: AccessPassError, request: HttpRequest) -> Mapping[str, Any]:
+        """Return the body with which `IsEmailConfirmed` refuses somebody: a dict of texts.
+
+        The status is 403, otherwise as for `unauthenticated`.
+        """
+        return {"detail": str(error.detail), "code": error.code}

@@ -16,6 +16,7 @@ from django.contrib.auth.models import PermissionsMixin
 from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, models, router, transaction
+from django.db.models import Case, F, Q, When
 from django.db.models.functions import Lower, Now
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
@@ -24,7 +25,7 @@ from accesspass.conf import conf
 from accesspass.identifiers import MAX_LENGTH, canonical, is_plain_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "Account",
@@ -33,6 +34,7 @@ __all__ = [
     "Lease",
     "MailRequest",
     "Session",
+    "Throttle",
     "User",
     "aliases",
     "email_field",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _ID_ATTEMPTS = 5
+_PURGE_BATCH = 1_000
 
 
 class _FreshId(str):
@@ -476,3 +479,91 @@ class MailRequest(models.Model):
 
     def __str__(self) -> str:
         return _("e-mail %(id)s: %(purpose)s") % {"id": self.pk, "purpose": self.purpose}
+
+
+class ThrottleManager(models.Manager["Throttle"]):
+    """Counts in the database, whose clock it goes by. Call it outside of transactions: what it
+    counts must stay, whatever happens to the request."""
+
+    def take(self, key: str, limit: int, period: float) -> bool:
+        """Count one under `key`, and tell whether that is still within `limit`.
+
+        The window of `period` seconds begins with the first one that is counted. One UPDATE
+        decides, so the limit is exact whoever counts at the same time; beyond it nothing is
+        counted any more.
+        """
+        over = Q(expires_at__lte=Now())
+        rows = self._rows(key).filter(over | Q(count__lt=limit))
+        # In this order: MySQL evaluates the second with what the first has set.
+        changes = {
+            "count": Case(When(over, then=1), default=F("count") + 1),
+            "expires_at": Case(When(over, then=_later(period)), default=F("expires_at")),
+        }
+        if rows.update(**changes):
+            return True
+        # The limit is reached, or there is no row yet.
+        self._insert(key, count=0, expires_at=_later(period))
+        return bool(rows.update(**changes))
+
+    def give_back(self, key: str) -> None:
+        """Take back one that was counted."""
+        self._rows(key).filter(count__gt=0).update(count=F("count") - 1)
+
+    def first_over(self, key: str, limit: int) -> bool:
+        """Tell once in a window, whoever asks, that the limit has been passed."""
+        return bool(self._rows(key).filter(count=limit).update(count=limit + 1))
+
+    def wait(self, key: str) -> float:
+        """Return the seconds until the window of `key` ends."""
+        row = self._rows(key).annotate(clock=Now()).first()
+        return 0.0 if row is None else max(0.0, (row.expires_at - row.clock).total_seconds())
+
+    def remember(self, keys: Sequence[str], period: float) -> None:
+        """Let `holds` be true of all `keys` for `period` seconds from now on."""
+        expires_at = _later(period)
+        if self._all().filter(pk__in=keys).update(expires_at=expires_at) < len(keys):
+            self._insert(*keys, count=1, expires_at=expires_at)
+
+    def holds(self, key: str) -> bool:
+        """Tell whether `key` was remembered, or counted, and its time is not over."""
+        return self._rows(key).filter(expires_at__gt=Now()).exists()
+
+    def purge(self) -> None:
+        """Delete what is over."""
+        over = self._all().filter(expires_at__lte=Now())
+        while found := list(over.values_list("pk", flat=True)[:_PURGE_BATCH]):
+            over.filter(pk__in=found).delete()
+
+    def _all(self) -> models.QuerySet[Throttle]:
+        return self.using(router.db_for_write(self.model))
+
+    def _rows(self, key: str) -> models.QuerySet[Throttle]:
+        return self._all().filter(pk=key)
+
+    def _insert(self, *keys: str, **values: Any) -> None:
+        rows = [self.model(key=key, **values) for key in keys]
+        self._all().bulk_create(rows, ignore_conflicts=True)
+
+
+def _later(seconds: float) -> Any:
+    return Now() + timedelta(seconds=seconds)
+
+
+class Throttle(models.Model):
+    """How often something was tried in a window of time.
+
+    The key is a keyed hash (see `throttling`): neither a name nor an address can be read from it.
+    """
+
+    key = models.CharField(primary_key=True, max_length=64)
+    count = models.PositiveIntegerField()
+    expires_at = models.DateTimeField(db_index=True)
+
+    objects: ClassVar[ThrottleManager] = ThrottleManager()
+
+    class Meta:
+        verbose_name = _("throttle")
+        verbose_name_plural = _("throttles")
+
+    def __str__(self) -> str:
+        return _("throttle %(key)s") % {"key": self.key[:8]}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.utils.translation import gettext_lazy as _
 from rest_framework.permissions import BasePermission, OperationHolderMixin
 
+from accesspass.conf import conf
 from accesspass.exceptions import EmailNotConfirmed
 from accesspass.session_cache import SessionRecord
 
@@ -23,13 +24,16 @@ _ABSENT = object()
 class IsEmailConfirmed(BasePermission):
     """Lets in whoever confirmed the e-mail address that the account has now; 403 otherwise."""
 
-    # DRF drops the code of a plain message, so the whole body is given.
     code = EmailNotConfirmed.code
-    message: Any = {"detail": EmailNotConfirmed.default_detail, "code": code}
+    message: Any
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         record = request.auth
-        return isinstance(record, SessionRecord) and record.email_confirmed
+        if isinstance(record, SessionRecord) and record.email_confirmed:
+            return True
+        # DRF drops the code of a plain message, so the whole body is given.
+        self.message = dict(conf.hooks().unconfirmed(EmailNotConfirmed(), request._request))
+        return False
 
     def has_object_permission(self, request: Request, view: APIView, obj: Any) -> bool:
         # `~` turns this around by itself, so the inherited True would refuse everybody.

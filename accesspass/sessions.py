@@ -8,7 +8,6 @@ each step stands where it stands.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_out
 from django.db import (
     DatabaseError,
     InterfaceError,
@@ -44,6 +44,7 @@ from accesspass.exceptions import (
     Unavailable,
 )
 from accesspass.models import Account, Session
+from accesspass.networks import client_address
 from accesspass.records import RecordCache, SessionRecord
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
 from accesspass.tokens import Token, TokenType, derive, mint, parse
@@ -57,7 +58,6 @@ __all__ = [
     "TokenPair",
     "aauthenticate",
     "authenticate",
-    "client_address",
     "introspect",
     "join",
     "keep",
@@ -558,22 +558,6 @@ def _plain(text: str) -> str:
     return "".join(character for character in text if character.isprintable())
 
 
-def client_address(request: HttpRequest) -> str | None:
-    """Return the address of the client, None if there is none that can be parsed.
-
-    With ``TRUSTED_PROXIES`` n it is the n-th from the right of ``X-Forwarded-For``: what stands
-    further left was written by the client.
-    """
-    found = request.META.get("REMOTE_ADDR", "")
-    if conf.TRUSTED_PROXIES:
-        hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-        found = hops[-conf.TRUSTED_PROXIES] if len(hops) >= conf.TRUSTED_PROXIES else ""
-    try:
-        return str(ipaddress.ip_address(found.strip()))
-    except ValueError:
-        return None
-
-
 # Refresh --------------------------------------------------------------------------------------
 
 
@@ -783,7 +767,11 @@ def keep(session_id: uuid.UUID, user: AbstractBaseUser) -> None:
 
 @sensitive_variables()
 def logout(
-    *, access_token: object = None, refresh_token: object = None, everywhere: bool = False
+    *,
+    access_token: object = None,
+    refresh_token: object = None,
+    everywhere: bool = False,
+    request: HttpRequest | None = None,
 ) -> bool:
     """End the session of an access token, or of a refresh token of any generation.
 
@@ -791,7 +779,8 @@ def logout(
     token that was thrown away does nothing any more.
 
     It is idempotent and tells nothing (RFC 7009 §2.2): live, dead, forged and unknown tokens get
-    the same answer. Returns as ``revoke`` does.
+    the same answer. Django's ``user_logged_out`` is sent with ``request`` if a session has ended.
+    Returns as ``revoke`` does.
 
     Raises:
         TokenRequired: neither token was given.
@@ -815,8 +804,20 @@ def logout(
             raise InvalidToken
         ended = True
         end = _everywhere if everywhere else revoke
-        acknowledged &= end(uuid.UUID(bytes=token.id), reason="logout")
+        session_id = uuid.UUID(bytes=token.id)
+        user = _listened_for(session_id)
+        acknowledged &= end(session_id, reason="logout")
+        if user is not None:
+            user_logged_out.send(sender=type(user), request=request, user=user)
     return acknowledged
+
+
+def _listened_for(session_id: uuid.UUID) -> Any:
+    """Return the user of a live session, if anybody wants to hear of the logout."""
+    if not user_logged_out.has_listeners(get_user_model()):
+        return None
+    session = _select(router.db_for_write(Session), session_id.bytes)
+    return None if session is None or _why_dead(session) is not None else session.user
 
 
 class _Ended:

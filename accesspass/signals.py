@@ -12,6 +12,7 @@ __all__ = [
     "account_deleted",
     "email_changed",
     "email_confirmed",
+    "network_over_limit",
     "password_changed",
     "password_reset",
     "refresh_token_reused",
@@ -33,6 +34,12 @@ session_revoked = Signal()
 # A refresh token that had been exchanged before was sent again, so its session was revoked.
 # sender: the user class; user_id (primary key, or None); session_id (UUID)
 refresh_token_reused = Signal()
+
+# More requests came from one network than THROTTLES expects. None was refused for that; it is sent
+# once in each window of time.
+# sender: the model Throttle; scope ("login", "register" or "mail"); network (str, as
+# "192.0.2.0/24", or "unknown"); request (HttpRequest)
+network_over_limit = Signal()
 
 # What follows is sent after the change is committed; a receiver that fails is logged, no more.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -19,7 +20,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accesspass import accounts, background, mail, sessions
+from accesspass import accounts, background, cookies, mail, sessions, throttling
 from accesspass.authentication import TokenAuthentication, sent_token, service_of
 from accesspass.bearer import challenge
 from accesspass.conf import conf
@@ -133,6 +134,8 @@ class _AuthView(APIView):
         # Joining may cost a query. Whoever logs in pays for it, so that authorised requests do not.
         sessions.join()
         super().initial(request, *args, **kwargs)
+        if conf.REFRESH_COOKIE is not None and request.method == "POST":
+            cookies.check_origin(request._request)
 
     @sensitive_variables()
     def body(self, request: Request) -> dict[str, Any]:
@@ -140,6 +143,20 @@ class _AuthView(APIView):
         serializer = self.serializer_class(data=request.data)
         serializer.is_valid(raise_exception=True)
         return cast(dict[str, Any], serializer.validated_data)
+
+    @sensitive_variables()
+    def refresh_token(self, request: Request) -> str | None:
+        """Return the refresh token that was sent, in the cookie or else in the body.
+
+        Where REFRESH_COOKIE names the one, the other is refused: a token that scripts can send is
+        a token that scripts can read.
+        """
+        if conf.REFRESH_COOKIE is None:
+            return self.body(request).get("refresh_token")
+        if "refresh_token" in request.data:
+            message = _("The refresh token is accepted in its cookie only.")
+            raise Invalid({"refresh_token": [{"message": message, "code": "cookie_only"}]})
+        return cookies.sent_token(request._request)
 
     def handle_exception(self, exc: Exception) -> Response:
         error = _translated(exc)
@@ -149,9 +166,11 @@ class _AuthView(APIView):
         body: dict[str, Any] = {"detail": detail, "code": code}
         if errors is not None:
             body["errors"] = errors
+        elif isinstance(exc, drf.APIException) and isinstance(exc.detail, dict):
+            body = {**exc.detail, **body}  # what Hooks.unauthenticated has added
         headers = {}
         if wait is not None:
-            headers["Retry-After"] = str(max(1, round(wait)))
+            headers["Retry-After"] = str(max(1, math.ceil(wait)))
         if status == 401:
             refused = code == InvalidToken.code
             headers["WWW-Authenticate"] = challenge(refused)
@@ -166,6 +185,10 @@ class _AuthView(APIView):
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         response["Cache-Control"] = "no-store"
+        data = getattr(response, "data", None)
+        if conf.REFRESH_COOKIE is not None and isinstance(data, dict) and "refresh_token" in data:
+            token, expires_in = data.pop("refresh_token"), data.get("refresh_expires_in")
+            cookies.set_token(request._request, response, token, expires_in)
         return response
 
 
@@ -181,15 +204,15 @@ class RegisterView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         values, further = _split(body, RegisterSerializer)
-        data = {**cast("dict[str, Any]", request.data), **further}
-        for secret in ("password", "password_confirm"):
-            data.pop(secret, None)
+        throttling.count("register", request._request, values["email"])
         values["fields"] = accounts.user_fields(further)
-        values |= {"data": data, "request": request._request}
+        values["data"] = {**_without_passwords(request), **further}
+        values["request"] = request._request
         if conf.REQUIRE_CONFIRMED_EMAIL:
             accounts.register_quietly(**values)
             return _on_its_way()
         user, pair = accounts.register(**values)
+        throttling.remember(request._request, user)
         shown = accounts.describe(user, values.get("meta") or {})
         tokens = {} if pair is None else _token_answer(request, user, pair)
         return Response({"user": shown, **tokens}, status=201)
@@ -202,7 +225,11 @@ class LoginView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        user, pair = accounts.log_in(**self.body(request), request=request._request)
+        body = self.body(request)
+        attempt = throttling.count("login", request._request, body["username"])
+        data = _without_passwords(request)
+        user, pair = accounts.log_in(**body, data=data, request=request._request)
+        attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
 
 
@@ -213,7 +240,10 @@ class RefreshView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        pair = sessions.refresh(self.body(request)["refresh_token"])
+        token = self.refresh_token(request)
+        if token is None:
+            raise TokenRequired
+        pair = sessions.refresh(token)
         return Response(_token_answer(request, pair.user, pair))
 
 
@@ -246,13 +276,17 @@ class LogoutView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        return _ended(
+        response = _ended(
             sessions.logout(
                 access_token=sent_token(request._request),
-                refresh_token=self.body(request).get("refresh_token"),
+                refresh_token=self.refresh_token(request),
                 everywhere=self.everywhere,
+                request=request._request,
             )
         )
+        if conf.REFRESH_COOKIE is not None:
+            cookies.delete_token(request._request, response)
+        return response
 
 
 class LogoutAllView(LogoutView):
@@ -383,7 +417,19 @@ def _pending() -> Response:
 @sensitive_variables()
 def _token_answer(request: Request, user: AbstractBaseUser, pair: TokenPair) -> dict[str, Any]:
     tokens = pair.as_dict()
-    return {**tokens, **conf.hooks().login_response(user, tokens, request._request)}
+    shown = dict(tokens)
+    if conf.REFRESH_COOKIE is not None:
+        del shown["refresh_token"]  # a hook could only put it where it must not be
+    return {**tokens, **conf.hooks().login_response(user, shown, request._request)}
+
+
+@sensitive_variables()
+def _without_passwords(request: Request) -> dict[str, Any]:
+    """Return the body as the client sent it, for hooks."""
+    data = dict(request.data)
+    for secret in ("password", "password_confirm"):
+        data.pop(secret, None)
+    return data
 
 
 def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
@@ -409,7 +455,8 @@ def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | 
     if isinstance(exc, drf.APIException):
         wait = getattr(exc, "wait", None)
         if isinstance(exc.detail, dict) and "code" in exc.detail:
-            detail, code = str(exc.detail["detail"]), str(exc.detail["code"])
+            detail = str(exc.detail.get("detail", exc.default_detail))
+            code = str(exc.detail["code"])
         else:
             detail, code = str(exc.detail), str(exc.get_codes())
         return exc.status_code, code, detail, None, wait

@@ -1,9 +1,9 @@
 """gunicorn with several workers that serve the example project, and a client for it.
 
-The project is the one of the demo, on a SQLite database in a folder of its own. Two of its
+The project is the one of the demo, on a SQLite database in a folder of its own. Some of its
 settings differ: passwords are hashed by MD5, because a good hash of 200 logins would take a
-minute, and a refresh token may be sent again for longer, because a killed server may need time to
-come back. ``ResourceServer`` is the second project, beside it.
+minute, nobody counts these logins, and a refresh token may be sent again for longer, because a
+killed server may need time to come back. ``ResourceServer`` is the second project, beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SETTINGS = """\
 from example_project.settings import *
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-ACCESSPASS = {**ACCESSPASS, "REFRESH_GRACE": 60}
+ACCESSPASS = {**ACCESSPASS, "REFRESH_GRACE": 60, "THROTTLES": {"login": None}}
 if "ACCESSPASS_LOCATION" in os.environ:
     CACHES["accesspass"]["LOCATION"] = os.environ["ACCESSPASS_LOCATION"]
 """

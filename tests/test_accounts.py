@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
-from django.contrib.auth import get_user_model
+from django.contrib.auth import authenticate, get_user_model
 from django.contrib.auth.hashers import MD5PasswordHasher
-from django.contrib.auth.signals import user_logged_in, user_login_failed
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.core.exceptions import PermissionDenied
 from django.db import connection, connections
 from django.test import override_settings
 
 from accesspass import accounts, sessions
 from accesspass.exceptions import (
-    Busy,
     EmailTaken,
     Invalid,
     InvalidCredentials,
@@ -356,32 +355,77 @@ def test_logins_are_announced_as_django_does(user: Any, rf: Any) -> None:
     assert user.last_login is not None
 
 
-@override_settings(ACCESSPASS={"HASHING_CONCURRENCY": 1})
-@pytest.mark.django_db
-def test_beyond_the_limit_of_hashing_the_answer_is_busy(
+def test_a_logout_is_announced_once_as_django_does(user: Any, rf: Any) -> None:
+    pair = sessions.start(user)
+    request, heard = rf.post("/"), []
+
+    def receiver(sender: Any, **kwargs: Any) -> None:
+        heard.append((sender, kwargs["user"], kwargs["request"]))
+
+    user_logged_out.connect(receiver)
+    try:
+        for _ in range(2):
+            sessions.logout(
+                access_token=pair.access_token, refresh_token=pair.refresh_token, request=request
+            )
+        sessions.logout(access_token="nonsense", request=request)
+    finally:
+        user_logged_out.disconnect(receiver)
+    assert heard == [(type(user), user, request)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_login_republishes_nothing(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sessions.start(user)
+    published: list[bytes] = []
+    publish = sessions._publish_one
+
+    def noted(cache: Any, session: Any, *args: Any) -> Any:
+        published.append(session.pk.bytes)
+        return publish(cache, session, *args)
+
+    monkeypatch.setattr(sessions, "_publish_one", noted)
+    _user, pair = accounts.log_in(user.get_username(), PASSWORD)
+    user.refresh_from_db()
+    assert user.last_login is not None
+    assert published == [pair.session_id.bytes]
+    assert Session.objects.get(pk=before.session_id).revision == 1
+
+
+class Refusing:
+    """A backend that wants more than the password, which is right."""
+
+    calls: list[Any] = []
+
+    def authenticate(self, request: Any, **credentials: Any) -> Any:
+        Refusing.calls.append(credentials)
+        if User.objects.get().check_password(credentials["password"]):
+            raise PermissionDenied
+        return None
+
+
+class NeverAsked:
+    def authenticate(self, request: Any, **credentials: Any) -> Any:
+        raise AssertionError("a backend behind the one that refused was asked")
+
+
+def test_nothing_is_asked_beside_the_projects_backends(
     user: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_HASHING_WAIT", 0.05)
-    inside, leave = threading.Event(), threading.Event()
+    """CVE-2024-21543: a plain check of the password let people past a second factor."""
+    Refusing.calls = []
+    asked: list[Any] = []
 
-    def hold() -> None:
-        with accounts._hashing():
-            inside.set()
-            leave.wait(10)
+    def once(request: Any = None, **credentials: Any) -> Any:
+        asked.append(credentials)
+        return authenticate(request, **credentials)
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    inside.wait(10)
-    try:
-        began = time.monotonic()
-        with pytest.raises(Busy) as error:
-            accounts.log_in(user.get_username(), PASSWORD)
-        assert time.monotonic() - began < 5
-        assert error.value.wait > 0
-    finally:
-        leave.set()
-        thread.join()
-    assert accounts.log_in(user.get_username(), PASSWORD)[0] == user
+    monkeypatch.setattr(accounts, "authenticate", once)
+    backends = ["tests.test_accounts.Refusing", "tests.test_accounts.NeverAsked"]
+    with override_settings(AUTHENTICATION_BACKENDS=backends), pytest.raises(InvalidCredentials):
+        accounts.log_in(user.get_username(), PASSWORD)
+    assert len(asked) == len(Refusing.calls) == 1
+    assert not Session.objects.exists()
 
 
 # Claims

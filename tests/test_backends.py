@@ -10,7 +10,9 @@ from django.contrib.auth.hashers import MD5PasswordHasher
 from django.db import connections
 from django.test import Client, override_settings
 
+from accesspass.accounts import log_in
 from accesspass.backends import IdentifierBackend
+from accesspass.exceptions import InvalidCredentials
 from accesspass.models import Account
 from tests.conftest import PASSWORD, MakeUser
 
@@ -92,3 +94,33 @@ def test_it_works_on_an_event_loop(make_user: MakeUser) -> None:
         return found
 
     assert asyncio.run(run()) == user
+
+
+@with_backend
+@pytest.mark.parametrize("with_account", [True, False])
+@pytest.mark.parametrize("stored", ["bob", "Bob", "strasse"])
+def test_it_and_log_in_agree_on_every_name(
+    make_user: MakeUser, with_account: bool, stored: str
+) -> None:
+    user, other = make_user(stored), make_user("eve")
+    if with_account:
+        Account.objects.for_user(user)
+    key = str(user.get_username())
+    names = [key, key.upper(), key.lower(), key.title(), user.email, user.email.upper()]
+    names += ["eve", other.email, "stra\u00dfe", "\uff22\uff4f\uff42", "", " ", "nobody", key + " "]
+    for name in names:
+        found = authenticate(username=name, password=PASSWORD)
+        try:
+            logged_in = log_in(name, PASSWORD)[0]
+        except InvalidCredentials:
+            logged_in = None
+        # The login has made an Account; asked again, both must know it.
+        assert found == logged_in, name
+        again = authenticate(username=name, password=PASSWORD)
+        assert again == logged_in, name
+        if not with_account:
+            Account.objects.all().delete()
+    assert authenticate(username=key, password=PASSWORD) == user
+    assert log_in(key, PASSWORD)[0] == user
+    if with_account:
+        assert authenticate(username=user.email.upper(), password=PASSWORD) == user

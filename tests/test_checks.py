@@ -12,7 +12,6 @@ from django.db.models.functions import Now
 from django.test import override_settings
 
 from accesspass.checks import check_cache, check_deployment, check_options
-from accesspass.conf import NOT_YET
 from accesspass.model_checks import check_mail, check_tables, check_user_model
 from accesspass.models import Account, MailRequest
 from tests.conftest import MakeUser
@@ -49,6 +48,26 @@ def test_an_unknown_key_is_an_error_with_the_nearest_name() -> None:
     assert found.hint
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("10/min", "must be a dict"),
+        ({"logins": {}}, "has no scope 'logins', only login, register, mail"),
+        ({"login": "10/min"}, "must have a dict or None for 'login'"),
+        ({"login": {"acount": "10/min"}}, "has no 'acount' in 'login', only account_network"),
+        ({"login": {"account": 10}}, "a rate as '10/min', or None, for 'account' in 'login'"),
+        ({"mail": {"network": "0/min"}}, "a rate as '10/min', or None, for 'network' in 'mail'"),
+        ({"mail": {"network": "10/week"}}, "a rate as"),
+        ({"mail": {"network": "10 / min"}}, "a rate as"),
+        ({"mail": {"network": "10/5min"}}, "a rate as"),
+    ],
+)
+def test_a_wrong_throttle_is_named(value: Any, words: str) -> None:
+    (found,) = options(THROTTLES=value)
+    assert ids([found]) == ["E002"]
+    assert words in found.msg
+
+
 def test_anything_but_a_dict_is_an_error() -> None:
     with override_settings(ACCESSPASS=["BASE_URL"]):
         assert ids(check_options()) == ["E001"]
@@ -61,13 +80,6 @@ def test_a_wrong_value_is_an_error_that_does_not_show_it() -> None:
     assert "too short" not in f"{found} {found.hint}"
 
 
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_what_is_not_available_yet_is_refused_by_name(name: str) -> None:
-    (found,) = options(**{name: True})
-    assert ids([found]) == ["E004"]
-    assert name in found.msg
-
-
 @pytest.mark.parametrize("path", ["nowhere.Hooks", "accesspass.hooks.Nothing", "builtins.dict"])
 def test_hooks_must_be_a_subclass_that_can_be_imported(path: str) -> None:
     assert ids(options(HOOKS=path)) == ["E005"]
@@ -78,7 +90,6 @@ def test_a_further_field_must_be_a_column_of_the_user_model(name: str) -> None:
     with override_settings(ACCESSPASS={**GOOD, "USER_FIELDS": ["last_login", name]}):
         (found,) = check_user_model()
     assert ids([found]) == ["E007"]
-    assert name in found.msg
 
 
 def test_a_user_model_is_built_without_a_query() -> None:
@@ -113,14 +124,49 @@ def test_each_lesser_cache_has_its_warning() -> None:
     assert cache("accesspass.cache.ReplicatedCache", LOCATION="memory://checks") == []
 
 
-def test_deployment_advises_lifetimes() -> None:
-    assert ids(check_deployment()) == ["W005", "W006"]
-    lifetimes = {
+SOUND = {
+    "ACCESSPASS": {
         "REFRESH_TOKEN_LIFETIME": timedelta(days=30),
         "SESSION_IDLE_LIFETIME": timedelta(days=14),
-    }
-    with override_settings(ACCESSPASS=lifetimes):
-        assert check_deployment() == []
+        "TRUSTED_PROXIES": 0,
+    },
+    "PASSWORD_HASHERS": ["accesspass.hashing.Argon2PasswordHasher"],
+    "AUTH_PASSWORD_VALIDATORS": [
+        {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"ACCESSPASS": {"TRUSTED_PROXIES": 1}}, ["W005", "W006"]),
+        ({"PASSWORD_HASHERS": ["django.contrib.auth.hashers.MD5PasswordHasher"]}, ["W014"]),
+        ({"PASSWORD_HASHERS": ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]}, []),
+        ({"AUTH_PASSWORD_VALIDATORS": []}, ["W015"]),
+        (
+            {
+                "AUTH_PASSWORD_VALIDATORS": [
+                    {
+                        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+                        "OPTIONS": {"min_length": 7},
+                    }
+                ]
+            },
+            ["W015"],
+        ),
+        ({"ACCESSPASS": {**SOUND["ACCESSPASS"], "TRUSTED_PROXIES": 2}}, []),  # type: ignore[dict-item]
+    ],
+)
+def test_deployment_advises(changes: dict[str, Any], found: list[str]) -> None:
+    with override_settings(**{**SOUND, **changes}):
+        assert ids(check_deployment()) == found
+
+
+def test_deployment_wants_the_number_of_proxies_said() -> None:
+    with override_settings(**SOUND), override_settings(ACCESSPASS={}):
+        assert ids(check_deployment()) == ["W005", "W006", "W016"]
 
 
 def test_who_requires_confirmation_needs_links() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from accesspass.conf import NOT_YET, Conf, conf
+from accesspass.conf import Conf, conf
 from accesspass.hooks import Hooks
 
 
@@ -76,6 +76,12 @@ def test_the_token_keys_are_the_secret_key_and_its_fallbacks() -> None:
         ("HOOKS", OtherHooks),
         ("USER_FIELDS", "first_name"),
         ("USER_FROM_RECORD", 1),
+        ("REFRESH_COOKIE", ""),
+        ("REFRESH_COOKIE", "a b"),
+        ("REFRESH_COOKIE", "a;b"),
+        ("REFRESH_COOKIE", True),
+        ("REFRESH_COOKIE", "sessionid"),
+        ("REFRESH_COOKIE", "csrftoken"),
         ("BASE_URL", ""),
         ("BASE_URL", "app.example.com"),
         ("BASE_URL", "http://app.example.com"),
@@ -137,12 +143,32 @@ def test_a_part_of_links_and_lifetimes_keeps_the_other_defaults() -> None:
         assert conf.EMAIL_KEY_LIFETIMES["password_reset"] == 7200
 
 
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("10/min", (10, 60)),
+        ("1/s", (1, 1)),
+        ("100/h", (100, 3_600)),
+        ("5/hour", (5, 3_600)),
+        ("1000/day", (1000, 86_400)),
+    ],
+)
+def test_a_rate_is_a_limit_and_seconds(text: str, rate: tuple[int, float]) -> None:
+    with override_settings(ACCESSPASS={"THROTTLES": {"login": {"account": text}}}):
+        assert conf.THROTTLES["login"]["account"] == rate
+
+
+def test_throttles_that_are_not_given_have_their_defaults() -> None:
+    given = {"login": {"account": None}, "mail": None}
+    with override_settings(ACCESSPASS={"THROTTLES": given}):
+        found = conf.THROTTLES
+    assert found["login"] == {"account_network": (10, 60), "account": None, "network": (1000, 3600)}
+    assert found["mail"] == {"account_network": None, "account": None, "network": None}
+    assert found["register"]["account_network"] == (10, 60)
+
+
 def test_hooks_are_one_instance_of_the_class_that_is_named() -> None:
     assert type(conf.hooks()) is Hooks
     with override_settings(ACCESSPASS={"HOOKS": "tests.test_conf.OtherHooks"}):
         assert type(conf.hooks()) is OtherHooks
         assert conf.hooks() is conf.hooks()
-
-
-def test_nothing_is_both_available_and_not() -> None:
-    assert NOT_YET.isdisjoint(Conf.options)

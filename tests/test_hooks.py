@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.http import HttpRequest
 from django.test import override_settings
 from rest_framework.test import APIClient
 
-from accesspass.exceptions import Invalid
+from accesspass import sessions
+from accesspass.exceptions import AccessPassError, Invalid
 from accesspass.hooks import Hooks
-from accesspass.models import Account
+from accesspass.models import Account, Session
 from tests.conftest import PASSWORD
 
 BODY = {
@@ -43,6 +45,29 @@ class Refusing(Hooks):
     def prepare_user(self, user: Any, data: Mapping[str, Any]) -> None:
         if "invitation" not in data:
             raise Invalid({"invitation": [{"message": "By invitation only.", "code": "required"}]})
+
+
+class SecondFactorRequired(AccessPassError):
+    code = "second_factor_required"
+    status = 401
+    default_detail = "Send the code."
+
+
+class Vetoing(Hooks):
+    seen: list[Any] = []
+
+    def may_login(self, user: Any, data: Mapping[str, Any], request: Any) -> None:
+        Vetoing.seen.append((user, dict(data), request))
+        if data.get("code") != "123456":
+            raise SecondFactorRequired
+
+
+class Answering(Hooks):
+    def unauthenticated(self, error: AccessPassError, request: Any) -> Mapping[str, Any]:
+        return {"detail": "Who are you?", "code": error.code, "login": request.path}
+
+    def unconfirmed(self, error: AccessPassError, request: Any) -> Mapping[str, Any]:
+        return {"detail": "Look into your mail.", "code": error.code, "resend": "/resend/"}
 
 
 class Substituting(Hooks):
@@ -109,3 +134,60 @@ def test_a_hook_may_refuse_with_an_error_of_ours(register: Any) -> None:
 def test_create_user_is_the_insert_itself(register: Any) -> None:
     assert register().status_code == 201
     assert get_user_model()._default_manager.get().is_superuser
+
+
+@pytest.fixture
+def vetoing() -> Any:
+    Vetoing.seen = []
+    with hooks("Vetoing"):
+        yield Vetoing.seen
+
+
+def test_may_login_vetoes_with_an_error_of_its_own(user: Any, api: APIClient, vetoing: Any) -> None:
+    body = {"username": user.get_username(), "password": PASSWORD}
+    answer = api.post("/auth/login/", body, format="json")
+    assert answer.status_code == 401
+    assert answer.json() == {"detail": "Send the code.", "code": "second_factor_required"}
+    assert not Session.objects.exists()
+    user.refresh_from_db()
+    assert user.last_login is None
+    answer = api.post("/auth/login/", {**body, "code": "123456"}, format="json")
+    assert answer.status_code == 200
+    seen_user, data, request = vetoing[-1]
+    assert seen_user == user
+    assert data == {"username": user.get_username(), "code": "123456"}
+    assert isinstance(request, HttpRequest)
+
+
+def test_may_login_is_asked_after_the_password_was_checked(
+    user: Any, api: APIClient, vetoing: Any
+) -> None:
+    body = {"username": user.get_username(), "password": "wrong", "code": "123456"}
+    answer = api.post("/auth/login/", body, format="json")
+    assert answer.json()["code"] == "invalid_credentials"
+    assert vetoing == []
+
+
+@hooks("Answering")
+def test_the_answer_to_a_refused_token_can_be_replaced(api: APIClient, db: None) -> None:
+    for path in ("/protected/", "/auth/check/"):
+        answer = api.get(path, HTTP_AUTHORIZATION="Bearer nonsense")
+        assert answer.status_code == 401
+        assert answer.json() == {
+            "detail": "Who are you?",
+            "code": "invalid_token",
+            "login": path,
+        }
+        assert answer["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+
+@hooks("Answering")
+def test_the_answer_to_an_unconfirmed_user_can_be_replaced(user: Any, api: APIClient) -> None:
+    pair = sessions.start(user)
+    answer = api.get("/confirmed/", HTTP_AUTHORIZATION=f"Bearer {pair.access_token}")
+    assert answer.status_code == 403
+    assert answer.json() == {
+        "detail": "Look into your mail.",
+        "code": "email_not_confirmed",
+        "resend": "/resend/",
+    }

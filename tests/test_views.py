@@ -13,7 +13,7 @@ from django.utils.log import AdminEmailHandler
 from rest_framework.response import Response
 from rest_framework.test import APIClient
 
-from accesspass import accounts, sessions
+from accesspass import accounts, hashing, sessions
 from accesspass.models import Account, Session
 from tests.conftest import PASSWORD
 
@@ -205,9 +205,9 @@ def test_a_stale_header_breaks_no_public_view(api: APIClient, user: Any, stale: 
 def test_beyond_the_limit_of_hashing_a_login_is_a_503(
     api: APIClient, user: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_HASHING_WAIT", 0.01)
+    monkeypatch.setattr(hashing, "_WAIT", 0.01)
     body = {"username": user.get_username(), "password": PASSWORD}
-    with override_settings(ACCESSPASS={"HASHING_CONCURRENCY": 1}), accounts._hashing():
+    with override_settings(ACCESSPASS={"HASHING_CONCURRENCY": 1}), hashing.slot(None):
         answer = post(api, "login", body)
     assert_error(answer, 503, "busy")
     assert int(answer["Retry-After"]) >= 1

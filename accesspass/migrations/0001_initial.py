@@ -122,6 +122,18 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="Throttle",
+            fields=[
+                ("key", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("count", models.PositiveIntegerField()),
+                ("expires_at", models.DateTimeField(db_index=True)),
+            ],
+            options={
+                "verbose_name": "throttle",
+                "verbose_name_plural": "throttles",
+            },
+        ),
+        migrations.CreateModel(
             name="Account",
             fields=[
                 (

@@ -1,0 +1,57 @@
+"""The example in the documentation does what the documentation says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import override_settings
+from django_otp.oath import totp
+from django_otp.plugins.otp_totp.models import TOTPDevice
+from rest_framework.test import APIClient
+
+from accesspass.models import Session
+from tests.conftest import PASSWORD
+
+
+@pytest.fixture
+def device(user: Any) -> Any:
+    with override_settings(ACCESSPASS={"HOOKS": "tests.second_factor.SecondFactor"}):
+        yield TOTPDevice.objects.create(user=user, name="phone", confirmed=True)
+
+
+def code_of(device: Any) -> str:
+    return f"{totp(device.bin_key, device.step, device.t0, device.digits):0{device.digits}}"
+
+
+def log_in(api: APIClient, user: Any, password: str = PASSWORD, **more: Any) -> Any:
+    body = {"username": user.get_username(), "password": password, **more}
+    return api.post("/auth/login/", body, format="json")
+
+
+def test_a_login_needs_the_code(api: APIClient, user: Any, device: Any) -> None:
+    answer = log_in(api, user)
+    assert (answer.status_code, answer.json()["code"]) == (401, "code_required")
+    assert not Session.objects.exists()
+    code = code_of(device)
+    assert log_in(api, user, "wrong", code=code).json()["code"] == "invalid_credentials"
+    assert log_in(api, user, code=code).status_code == 200
+    # A code is good once.
+    assert log_in(api, user, code=code).json()["code"] == "code_refused"
+    assert Session.objects.count() == 1
+
+
+@pytest.mark.parametrize("code", ["", "12345", "9" * 5000, None, ["123456"], {}, -1, True, 1.5])
+def test_no_other_code_is_let_in(api: APIClient, user: Any, device: Any, code: Any) -> None:
+    answer = log_in(api, user, code=code)
+    assert (answer.status_code, answer.json()["code"]) == (401, "code_refused")
+
+
+def test_codes_cannot_be_guessed(api: APIClient, user: Any, device: Any) -> None:
+    answers = [log_in(api, user, code=f"{n:06}").status_code for n in range(12)]
+    assert answers == [401] * 10 + [429] * 2
+
+
+def test_whoever_has_no_device_needs_no_code(api: APIClient, user: Any, device: Any) -> None:
+    device.delete()
+    assert log_in(api, user).status_code == 200
