@@ -309,7 +309,8 @@ def test_every_email_is_in_the_language_of_its_user(
 
 @pytest.mark.django_db
 def test_who_registers_in_german_gets_german_emails(api: APIClient, mailoutbox: list[Any]) -> None:
-    body = {"username": "anna", "email": "anna@example.com", "password": PASSWORD}
+    address = "anna@example.com"
+    body = {"username": address, "email": address, "password": PASSWORD}
     api.post("/auth/register/", body, format="json", headers={"Accept-Language": "de"})
     mail.deliver()
     (message,) = mailoutbox
