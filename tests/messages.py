@@ -48,9 +48,7 @@ _PLURALS = {
     ),
     "tr": (2, "(n > 1)"),
 }
-_KEYWORDS = DEFAULT_KEYWORDS | {
-    f"{name}_lazy": DEFAULT_KEYWORDS[name] for name in ("gettext", "ngettext", "pgettext")
-}
+_KEYWORDS = DEFAULT_KEYWORDS | {f"{name}_lazy": x for name, x in DEFAULT_KEYWORDS.items()}
 
 
 class _Catalog(Catalog):
