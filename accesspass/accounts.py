@@ -29,7 +29,7 @@ from django.utils.translation import get_language_from_request
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import email_keys, hashing, identifiers, mail, sessions
+from accesspass import email_keys, hashing, identifiers, mail, sessions, throttling
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.exceptions import (
@@ -131,16 +131,7 @@ def log_in(
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
         raise InvalidCredentials
-    conf.hooks().may_login(user, {} if data is None else data, request)
-    pair = sessions.start(user, request=request, name=name)
-    try:
-        user_logged_in.send(sender=type(user), request=request, user=user)
-    except DatabaseError:
-        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
-        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
-            raise
-        raise InvalidCredentials from None
-    return user, pair
+    return user, _let_in(user, data, request, name)
 
 
 @sensitive_variables()
@@ -202,13 +193,14 @@ def register_quietly(
         time.sleep(max(0.0, over - time.monotonic()))
 
 
-@sensitive_variables("key")
+@sensitive_variables("key", "data")
 def confirm(
-    key: object, *, request: HttpRequest | None = None
+    key: object, *, request: HttpRequest | None = None, data: Mapping[str, Any] | None = None
 ) -> tuple[AbstractBaseUser, TokenPair | None]:
     """Confirm the address that a key was sent to: return the user, and tokens if CONFIRM_LOGS_IN.
 
-    Raises InvalidKey.
+    `data` is what `Hooks.may_login` gets. Where it refuses, the address is confirmed all the same,
+    and there are no tokens. Raises InvalidKey.
     """
     row = email_keys.read(key, CONFIRM)
     user = row.user
@@ -220,11 +212,9 @@ def confirm(
     if not conf.CONFIRM_LOGS_IN:
         return user, None
     try:
-        pair = sessions.start(user, request=request)
+        return user, _let_in(user, data, request)
     except AccessPassError:
         return user, None  # the key is used up, and the address confirmed all the same
-    user_logged_in.send(sender=type(user), request=request, user=user)
-    return user, pair
 
 
 @sensitive_variables("key", "new_password")
@@ -257,7 +247,7 @@ def change_password(
 ) -> bool:
     """Set a new password for whoever knows the present one, and end all sessions but `session_id`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
     user = _checked(user, current_password, request)
     checked = user.password
@@ -282,7 +272,8 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address.
+    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address, and
+    with a request Throttled.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -343,7 +334,7 @@ def update(
     """Change what is given of username, meta and `fields` of the user model.
 
     A username needs the present password. Returns the user as stored, and meta. Raises Invalid with
-    the fields that were refused, UsernameTaken, Busy.
+    the fields that were refused, UsernameTaken, Busy, and with a request Throttled.
     """
     if meta is not None and (problem := _meta_problem(meta)):
         raise Invalid(_problem("meta", problem, "invalid"))
@@ -397,7 +388,7 @@ def delete(
 ) -> bool:
     """End every session of the user and delete the account, by `Hooks.delete_user`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy.
+    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
     """
     user = _checked(user, current_password, request)
     gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
@@ -634,6 +625,26 @@ def _insert(
     return user, pair
 
 
+@sensitive_variables("data")
+def _let_in(
+    user: AbstractBaseUser,
+    data: Mapping[str, Any] | None,
+    request: HttpRequest | None,
+    name: str = "",
+) -> TokenPair:
+    """Start the session of a user who has proved who they are, unless `Hooks.may_login` refuses."""
+    conf.hooks().may_login(user, {} if data is None else data, request)
+    pair = sessions.start(user, request=request, name=name)
+    try:
+        user_logged_in.send(sender=type(user), request=request, user=user)
+    except DatabaseError:
+        # Django's own receiver saves `last_login`, which fails for a user who was deleted since.
+        if get_user_model()._base_manager.using(user._state.db).filter(pk=user.pk).exists():
+            raise
+        raise InvalidCredentials from None
+    return pair
+
+
 def _confirmed_account(credentials: Mapping[str, Any]) -> Account | None:
     """Return the account behind credentials. Asked for before the password is looked at, so that
     a good password for an unconfirmed account takes as many queries as a bad one."""
@@ -659,14 +670,23 @@ def _stored(user: AbstractBaseUser) -> Any:
 
 @sensitive_variables("password")
 def _checked(user: AbstractBaseUser, password: str | None, request: HttpRequest | None) -> Any:
-    """Return the user as stored, if that is the password. Raises Invalid naming the field."""
+    """Return the user as stored, if that is the password. Call it outside of transactions.
+
+    With a request it is counted as a login of that account: whoever holds a stolen access token
+    could else guess without limit. Raises Invalid naming the field, Busy, Throttled.
+    """
     stored = _stored(user)
     wrong = _problem("current_password", _("This is not your password."), "password_incorrect")
     if not password or len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(wrong)
+    attempt = None
+    if request is not None:
+        attempt = throttling.count("login", request, str(stored.get_username()))
     with hashing.slot(request):
         if not stored.check_password(password):
             raise Invalid(wrong)
+    if attempt is not None:
+        attempt.succeed(stored)
     return stored
 
 

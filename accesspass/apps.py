@@ -20,8 +20,8 @@ class AccessPassConfig(AppConfig):
         from django.core.checks import Tags, register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, mail, model_checks, receivers
-        from accesspass.signals import refresh_token_reused
+        from accesspass import accounts, checks, mail, model_checks, receivers, throttling
+        from accesspass.signals import email_confirmed, password_reset, refresh_token_reused
 
         user = get_user_model()
         for signal, receiver in (
@@ -36,6 +36,8 @@ class AccessPassConfig(AppConfig):
                     uid = f"accesspass.{receiver.__name__}"
                     signal.connect(receiver, sender=model, dispatch_uid=uid)
         refresh_token_reused.connect(mail.token_reused, dispatch_uid="accesspass.token_reused")
+        for proof in (email_confirmed, password_reset):
+            proof.connect(throttling.key_came_back, dispatch_uid="accesspass.key_came_back")
         register(checks.check_options)
         register(checks.check_cache)
         register(model_checks.check_user_model)

@@ -52,9 +52,11 @@ class Hooks:
     ) -> None:
         """Refuse a login by raising, after the password was found to be right.
 
-        The place of second factors: `data` is the body of the request without its password, so a
-        code may be sent beside it. Raise a subclass of AccessPassError with a `code` and `status`
-        of your own, so that clients know what to ask for; the attempt counts as a failed one.
+        With CONFIRM_LOGS_IN it is asked after an address was confirmed, too: who is refused there
+        gets no tokens. The place of second factors: `data` is the body of the request without its
+        password or key, so a code may be sent beside it. Raise a subclass of AccessPassError with a
+        `code` and `status` of your own, so that clients know what to ask for; the attempt counts as
+        a failed one.
         """
 
     def claims(

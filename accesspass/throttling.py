@@ -18,7 +18,7 @@ exhausts the one would see by the other that they belong together.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import Error
 from django.utils.crypto import salted_hmac
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.http import HttpRequest
 
-__all__ = ["Attempt", "count", "remember"]
+__all__ = ["Attempt", "count", "key_came_back", "remember"]
 
 logger = logging.getLogger("accesspass.throttling")
 
@@ -87,7 +87,7 @@ def count(scope: Scope, request: HttpRequest, name: str) -> Attempt:
     return Attempt(request, name, failure)
 
 
-def remember(request: HttpRequest, user: AbstractBaseUser, name: str = "") -> None:
+def remember(request: HttpRequest | None, user: AbstractBaseUser, name: str = "") -> None:
     """Let the limit of the account not refuse this network for 30 days.
 
     Call it when the user has proved who they are, by a password or by a key from an e-mail; `name`
@@ -98,6 +98,11 @@ def remember(request: HttpRequest, user: AbstractBaseUser, name: str = "") -> No
         return
     names = dict.fromkeys([*aliases(user), canonical(name)])
     Throttle.objects.remember([_known(network, x) for x in names if x], _KNOWN_FOR)
+
+
+def key_came_back(user: AbstractBaseUser, request: HttpRequest | None, **_: Any) -> None:
+    """Remember the network of somebody who reads the user's mail. Receiver of two signals."""
+    remember(request, user)
 
 
 def _take(key: str, rate: Rate) -> None:

@@ -206,7 +206,7 @@ class RegisterView(_AuthView):
         values, further = _split(body, RegisterSerializer)
         throttling.count("register", request._request, values["email"])
         values["fields"] = accounts.user_fields(further)
-        values["data"] = {**_without_passwords(request), **further}
+        values["data"] = {**_without_secrets(request), **further}
         values["request"] = request._request
         if conf.REQUIRE_CONFIRMED_EMAIL:
             accounts.register_quietly(**values)
@@ -227,7 +227,7 @@ class LoginView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         attempt = throttling.count("login", request._request, body["username"])
-        data = _without_passwords(request)
+        data = _without_secrets(request)
         user, pair = accounts.log_in(**body, data=data, request=request._request)
         attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
@@ -424,10 +424,10 @@ def _token_answer(request: Request, user: AbstractBaseUser, pair: TokenPair) -> 
 
 
 @sensitive_variables()
-def _without_passwords(request: Request) -> dict[str, Any]:
+def _without_secrets(request: Request) -> dict[str, Any]:
     """Return the body as the client sent it, for hooks."""
     data = dict(request.data)
-    for secret in ("password", "password_confirm"):
+    for secret in ("password", "password_confirm", "key"):
         data.pop(secret, None)
     return data
 
@@ -491,7 +491,9 @@ class _AskView(_AuthView):
     serializer_class: ClassVar[type[Serializer[Any]]] = UsernameSerializer
 
     def post(self, request: Request) -> Response:
-        mail.ask(self.purpose, self.body(request)[self.field], request=request._request)
+        name = self.body(request)[self.field]
+        throttling.count("mail", request._request, name)
+        mail.ask(self.purpose, name, request=request._request)
         return _on_its_way()
 
 
@@ -502,7 +504,9 @@ class ConfirmView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        user, pair = accounts.confirm(self.body(request)["key"], request=request._request)
+        key = self.body(request)["key"]
+        data = _without_secrets(request)
+        user, pair = accounts.confirm(key, request=request._request, data=data)
         return Response({} if pair is None else _token_answer(request, user, pair))
 
 
@@ -560,8 +564,11 @@ class EmailChangeView(_SignedInView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
+        body = self.body(request)
+        # By the new address: nobody is to be written to again and again by strangers.
+        throttling.count("mail", request._request, body["email"])
         accounts.change_email(
-            cast("AbstractBaseUser", request.user), **self.body(request), request=request._request
+            cast("AbstractBaseUser", request.user), **body, request=request._request
         )
         return _on_its_way()
 

@@ -13,11 +13,13 @@ from django.test.utils import override_script_prefix
 from django.urls import include, path
 from rest_framework.test import APIClient, APIRequestFactory
 
-from accesspass import cookies, sessions
+from accesspass import cookies, mail, sessions
+from accesspass.email_keys import CONFIRM
 from accesspass.exceptions import OriginNotAllowed
 from accesspass.hooks import Hooks
 from accesspass.models import Session
 from tests.conftest import PASSWORD, MakeUser
+from tests.test_mail import key_in
 
 NAME = "__Secure-refresh"
 ORIGIN = "https://api.example.org"
@@ -101,6 +103,25 @@ def assert_is_ours(morsel: Morsel[str], path: str = "/auth/") -> None:
     assert morsel["samesite"] == "Strict"
     assert morsel["path"] == path
     assert morsel["domain"] == ""
+
+
+@pytest.mark.parametrize("options", [{"CONFIRM_LOGS_IN": True}])
+def test_a_confirmation_that_logs_in_sets_the_cookie(user: Any, mailoutbox: list[Any]) -> None:
+    mail.notify(CONFIRM, user)
+    mail.deliver()
+    browser = Browser()
+    answer = browser.post("confirm", {"key": key_in(mailoutbox.pop())})
+    assert "access_token" in answer.json()
+    assert "refresh_token" not in answer.json()
+    assert_is_ours(answer.cookies[NAME])
+    assert browser.post("refresh").status_code == 200
+
+
+def test_a_logout_everywhere_takes_the_cookie_and_deletes_it(user: Any, browser: Browser) -> None:
+    assert Browser().log_in(user).status_code == 200
+    assert browser.post("logout/all").status_code == 204
+    assert not Session.objects.filter(revoked_at=None).exists()
+    assert browser.cookie == ""
 
 
 def test_a_login_sets_the_cookie_and_keeps_the_token_out_of_the_body(user: Any) -> None:

@@ -10,8 +10,11 @@ from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
 from rest_framework.test import APIClient
 
-from accesspass.models import Session
+from accesspass import mail
+from accesspass.email_keys import CONFIRM
+from accesspass.models import Account, Session
 from tests.conftest import PASSWORD
+from tests.test_mail import key_in
 
 
 @pytest.fixture
@@ -50,6 +53,27 @@ def test_no_other_code_is_let_in(api: APIClient, user: Any, device: Any, code: A
 def test_codes_cannot_be_guessed(api: APIClient, user: Any, device: Any) -> None:
     answers = [log_in(api, user, code=f"{n:06}").status_code for n in range(12)]
     assert answers == [401] * 10 + [429] * 2
+
+
+def test_a_confirmation_logs_nobody_in_without_the_code(
+    api: APIClient, user: Any, device: Any, mailoutbox: list[Any]
+) -> None:
+    options = {
+        "BASE_URL": "https://app.example.com",
+        "CONFIRM_LOGS_IN": True,
+        "HOOKS": "tests.second_factor.SecondFactor",
+    }
+    with override_settings(ACCESSPASS=options):
+        for code in (None, code_of(device)):
+            Account.objects.update(confirmed_email="")  # or there is nothing to confirm
+            mail.notify(CONFIRM, user)
+            mail.deliver()
+            body = {"key": key_in(mailoutbox.pop())} | ({} if code is None else {"code": code})
+            answer = api.post("/auth/confirm/", body, format="json")
+            assert answer.status_code == 200
+            assert Account.objects.get().is_confirmed(user)
+            assert ("access_token" in answer.json()) is (code is not None)
+            assert Session.objects.count() == (code is not None)
 
 
 def test_whoever_has_no_device_needs_no_code(api: APIClient, user: Any, device: Any) -> None:

@@ -19,12 +19,14 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient, APIRequestFactory
 
-from accesspass import background, throttling
+from accesspass import background, mail, sessions, throttling
+from accesspass.email_keys import CONFIRM, PASSWORD_RESET
 from accesspass.exceptions import Throttled, Unavailable
-from accesspass.models import Account, Throttle
+from accesspass.models import Account, MailRequest, Throttle
 from accesspass.signals import network_over_limit
 from tests.conftest import PASSWORD, MakeUser
 from tests.servers import Missing, shared_postgresql
+from tests.test_mail import key_in
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.1"
 HOUR = 3_600
@@ -42,6 +44,14 @@ def throttles(**scopes: Any) -> Any:
 def log_in(api: APIClient, name: str, password: str, address: str = HOME, **more: Any) -> Any:
     body = {"username": name, "password": password}
     return api.post("/auth/login/", body, format="json", REMOTE_ADDR=address, **more)
+
+
+def signed_in(api: APIClient, user: Any, path: str, body: Any, address: str = HOME) -> Any:
+    bearer = f"Bearer {sessions.start(user).access_token}"
+    send = api.patch if path == "account" else api.post
+    return send(
+        f"/auth/{path}/", body, format="json", REMOTE_ADDR=address, HTTP_AUTHORIZATION=bearer
+    )
 
 
 def statuses(answers: list[Any]) -> list[int]:
@@ -276,6 +286,27 @@ def test_who_has_registered_is_known_where_they_did(
         assert log_in(api, "bob@example.com", PASSWORD, HOME).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["confirm", "password/reset/confirm"])
+def test_a_key_from_an_e_mail_lets_the_owner_in_under_attack(
+    api: APIClient, user: Any, path: str, mailoutbox: list[Any]
+) -> None:
+    name, password = user.get_username(), PASSWORD
+    options = {"BASE_URL": "https://app.example.com", "THROTTLES": {"login": {"account": "2/h"}}}
+    with override_settings(ACCESSPASS=options):
+        attack = [log_in(api, name, "wrong", f"203.0.{n}.1") for n in range(3)]
+        assert statuses(attack) == [401, 401, 429]
+        assert log_in(api, name, PASSWORD).status_code == 429
+        mail.notify(CONFIRM if path == "confirm" else PASSWORD_RESET, user)
+        mail.deliver()
+        body = {"key": key_in(mailoutbox.pop())}
+        if path != "confirm":
+            body["new_password"] = password = "another horse battery"
+        answer = api.post(f"/auth/{path}/", body, format="json", REMOTE_ADDR=HOME)
+        assert answer.status_code in (200, 204)
+        assert log_in(api, name, password, ELSEWHERE).status_code == 429
+        assert log_in(api, name, password, HOME).status_code == 200
+
+
 @pytest.mark.django_db
 def test_unknown_names_are_limited_exactly_alike(api: APIClient, make_user: MakeUser) -> None:
     user = make_user("bob")
@@ -317,6 +348,96 @@ def test_a_body_that_is_refused_is_not_counted(api: APIClient) -> None:
         answer = api.post("/auth/login/", {"username": "bob"}, format="json")
         assert answer.status_code == 400
     assert not Throttle.objects.exists()
+
+
+# The present password of whoever is signed in
+
+
+def guess(path: str, password: str) -> dict[str, str]:
+    return {
+        "password/change": {"current_password": password, "new_password": "another horse battery"},
+        "email/change": {"current_password": password, "email": "new@example.com"},
+        "account": {"current_password": password, "username": "other"},
+        "account/delete": {"current_password": password},
+    }[path]
+
+
+@pytest.mark.parametrize("path", ["password/change", "email/change", "account", "account/delete"])
+def test_a_stolen_access_token_guesses_no_more_than_a_login(
+    api: APIClient, user: Any, path: str, username_is_email: bool
+) -> None:
+    if path == "account" and username_is_email:
+        pytest.skip("the username cannot be changed")
+    with throttles(login={"account_network": "4/min"}, mail=None):
+        assert log_in(api, user.get_username(), "wrong").status_code == 401
+        answers = [signed_in(api, user, path, guess(path, "wrong")) for _ in range(4)]
+        assert statuses(answers) == [400] * 3 + [429]
+        assert answers[-1].json()["code"] == "throttled"
+        assert signed_in(api, user, path, guess(path, PASSWORD)).status_code == 429
+        assert log_in(api, user.get_username(), PASSWORD).status_code == 429
+    assert type(user)._default_manager.get().check_password(PASSWORD)
+
+
+def test_only_a_password_that_was_checked_makes_a_network_known(api: APIClient, user: Any) -> None:
+    name = user.get_username()
+    with throttles(login={"account": "1/h"}):
+        body = {"current_password": "wrong", "meta": {}}
+        assert signed_in(api, user, "account", body, ELSEWHERE).status_code == 200
+        change = guess("email/change", PASSWORD)
+        assert signed_in(api, user, "email/change", change).status_code == 202
+        assert log_in(api, name, "wrong", "203.0.113.1").status_code == 401
+        assert log_in(api, name, PASSWORD, ELSEWHERE).status_code == 429
+        assert log_in(api, name, PASSWORD, HOME).status_code == 200
+
+
+# Asking for mail
+
+
+ASKED = ["confirm/resend", "password/reset", "username/forgot"]
+
+
+def ask(api: APIClient, path: str, name: str, address: str = HOME) -> Any:
+    body = {"email" if path == "username/forgot" else "username": name}
+    return api.post(f"/auth/{path}/", body, format="json", REMOTE_ADDR=address)
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_asking_for_mail_is_limited_alike_for_all_names(
+    api: APIClient, user: Any, path: str
+) -> None:
+    seen: list[list[Any]] = []
+    for name in (user.email, "eve@example.com"):
+        for _ in range(12):
+            with CaptureQueriesContext(connection) as captured:
+                answer = ask(api, path, name)
+            kinds = [x["sql"].split(" WHERE ")[0].split(" VALUES ")[0] for x in captured]
+            # The total of the network has its row once the first name was counted.
+            kinds = [x for x in kinds if "POINT" not in x and "INSERT" not in x]
+            headers = {k: v for k, v in answer.headers.items() if k != "Retry-After"}
+            seen.append([answer.status_code, answer.json(), headers, kinds])
+        assert 50 < int(answer["Retry-After"]) <= 60
+    assert [x[0] for x in seen[:12]] == [202] * 10 + [429] * 2
+    assert seen[1:12] == seen[13:]
+
+
+def test_what_is_refused_asks_for_nothing(api: APIClient, user: Any) -> None:
+    with throttles(mail={"account_network": "1/h"}):
+        assert ask(api, "password/reset", user.email).status_code == 202
+        MailRequest.objects.all().delete()
+        # One counter for all that writes to an address, in whatever spelling.
+        for path in ASKED:
+            assert ask(api, path, user.email.upper()).status_code == 429
+        assert not MailRequest.objects.exists()
+        assert ask(api, "password/reset", user.email, ELSEWHERE).status_code == 202
+
+
+def test_a_new_address_is_not_written_to_again_and_again(api: APIClient, user: Any) -> None:
+    body = {"current_password": PASSWORD, "email": "victim@example.com"}
+    with throttles(mail={"account_network": "2/h"}):
+        for status in (202, 202, 429):
+            assert signed_in(api, user, "email/change", body).status_code == status
+        other = {**body, "email": "other@example.com"}
+        assert signed_in(api, user, "email/change", other).status_code == 202
 
 
 # Addresses

@@ -266,7 +266,7 @@ def test_asking_tells_nothing_and_looks_nobody_up(
     field = "email" if name == "username-forgot" else "username"
     answers = set()
     for who in (user.email, "nobody@example.com", user.email.upper(), user.email):
-        with django_assert_num_queries(1):
+        with option(THROTTLES={"mail": None}), django_assert_num_queries(1):
             answer = post(api, name, {field: who})
         assert (answer.status_code, answer.json()) == (202, ON_ITS_WAY)
         answers.add(str(sorted(answer.headers.items())))
