@@ -7,6 +7,7 @@
 #   make bench           the benchmarks; ARGS=--quick
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
+#   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -19,18 +20,19 @@ PY := $(BIN)/python
 
 # The suite runs once under each user model. What no user model can change runs under the last
 # alone, whose closing line is the last line of the whole output; so do the races, which take long.
+<<<<<<< HEAD
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
-    tests/faults tests/races tests/test_canary.py tests/test_cluster.py tests/test_demo.py \
-    tests/test_deployments.py tests/test_identifiers.py tests/test_kills.py \
-    tests/test_locale.py tests/test_mail_servers.py tests/test_mutants.py tests/test_odd_users.py \
-    tests/test_on_postgresql.py tests/test_readme.py tests/test_repository.py \
-    tests/test_services.py tests/test_tokens.py))
+    tests/abuse tests/faults tests/races tests/test_bench_enumeration.py tests/test_canary.py \
+    tests/test_cluster.py tests/test_demo.py tests/test_deployments.py tests/test_identifiers.py \
+    tests/test_kills.py tests/test_locale.py tests/test_mail_servers.py tests/test_mutants.py \
+    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_readme.py \
+    tests/test_repository.py tests/test_services.py tests/test_tokens.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-sessions \
-    demo-hosts clean modern
+.PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
+    bench-sessions demo-hosts clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -78,6 +80,9 @@ bench-cache: $(VENV)/.has-bench
 
 bench-sessions: $(VENV)/.has-bench
 	@$(PY) -m benchmarks.sessions $(ARGS)
+
+bench-enumeration: $(VENV)/.has-dev
+	@$(PY) -m benchmarks.enumeration $(ARGS)
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)

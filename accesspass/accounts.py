@@ -388,14 +388,17 @@ def delete(
 ) -> bool:
     """End every session of the user and delete the account, by `Hooks.delete_user`.
 
-    Returns as `reset_password` does. Raises Invalid, Busy, and with a request Throttled.
+    Returns as `reset_password` does. Raises Invalid, Busy, with a request Throttled, and
+    InvalidCredentials if somebody else was faster.
     """
     user = _checked(user, current_password, request)
+    checked = user.password
     gone = {"user_id": user.pk, "username": str(user.get_username()), "email": email_of(user)}
     rows = Session.objects.using(router.db_for_write(Session))
     ended = list(rows.filter(user=user.pk, revoked_at=None).values_list("pk", flat=True))
     try:
         with transaction.atomic(using=router.db_for_write(type(user), instance=user)):
+            _lock_unchanged(user, checked)
             sessions.revoke_all(user, reason="user_deleted")
             conf.hooks().delete_user(user)
     except (ProtectedError, RestrictedError):

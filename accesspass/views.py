@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
-from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, TooManyFieldsSent
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.http import Http404, UnreadablePostError
 from django.utils.decorators import method_decorator
@@ -444,6 +444,8 @@ def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | 
         exc = drf.PermissionDenied()
     elif isinstance(exc, RequestDataTooBig):
         return 413, drf.ParseError.default_code, _("The body is too large."), None, None
+    elif isinstance(exc, TooManyFieldsSent):  # in the query, which DRF looks into
+        return 400, drf.ParseError.default_code, _("The query has too many fields."), None, None
     elif isinstance(exc, UnreadablePostError):
         return 400, drf.ParseError.default_code, _("The body could not be read."), None, None
     if isinstance(exc, AccessPassError):

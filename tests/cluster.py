@@ -17,12 +17,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.servers import Server, free_port, make_folder
 
-__all__ = ["Answer", "Cluster", "ResourceServer"]
+__all__ = ["Answer", "Cluster", "ResourceServer", "exchange"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SETTINGS = """\
@@ -114,30 +115,7 @@ class Cluster(Server):
             OSError: as ``once``.
         """
         request = _request(method, path, token, body)
-        with contextlib.ExitStack() as stack:
-            waiting = stack.enter_context(selectors.DefaultSelector())
-            for _ in range(times):
-                address = (self.host, self.port)
-                connection = stack.enter_context(socket.create_connection(address, _PATIENCE))
-                waiting.register(connection, selectors.EVENT_READ, bytearray())
-            for key in waiting.get_map().values():
-                key.fileobj.sendall(request)  # type: ignore[union-attr]
-            answers: list[Answer] = []
-            while len(answers) < times:
-                ready = waiting.select(_PATIENCE)
-                if not ready:
-                    raise TimeoutError("no answer")
-                for key, _ in ready:
-                    connection = key.fileobj  # type: ignore[assignment]
-                    piece = connection.recv(65536)
-                    if piece:
-                        key.data.extend(piece)
-                        continue
-                    # Closed at once, because the worker waits for that before it takes the next.
-                    waiting.unregister(connection)
-                    connection.close()
-                    answers.append(_answer(bytes(key.data)))
-            return answers
+        return [_answer(x) for x in exchange(self.host, self.port, [request] * times)]
 
     def insist(self, method: str, path: str, *, token: str = "", body: Any = None) -> Answer:
         """Send one request until it is answered, whoever dies meanwhile."""
@@ -185,6 +163,33 @@ class ResourceServer(Cluster):
                 "PYTHONPATH": os.pathsep.join([str(self.folder), str(_ROOT)]),
             }
         }
+
+
+def exchange(host: str, port: int, requests: Sequence[bytes]) -> list[bytes]:
+    """Send each request over a connection of its own, all of them open before the first, and
+    return what came back until the server closed it, in the order of the requests."""
+    received = [bytearray() for _ in requests]
+    with contextlib.ExitStack() as stack:
+        waiting = stack.enter_context(selectors.DefaultSelector())
+        for into in received:
+            connection = stack.enter_context(socket.create_connection((host, port), _PATIENCE))
+            waiting.register(connection, selectors.EVENT_READ, into)
+        for key, request in zip(list(waiting.get_map().values()), requests, strict=True):
+            key.fileobj.sendall(request)  # type: ignore[union-attr]
+        while waiting.get_map():
+            ready = waiting.select(_PATIENCE)
+            if not ready:
+                raise TimeoutError("no answer")
+            for key, _ in ready:
+                connection = key.fileobj  # type: ignore[assignment]
+                piece = connection.recv(65536)
+                if piece:
+                    key.data.extend(piece)
+                    continue
+                # Closed at once, because the worker waits for that before it takes the next.
+                waiting.unregister(connection)
+                connection.close()
+    return [bytes(x) for x in received]
 
 
 def _request(method: str, path: str, token: str, body: Any) -> bytes:
