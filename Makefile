@@ -20,7 +20,6 @@ PY := $(BIN)/python
 
 # The suite runs once under each user model. What no user model can change runs under the last
 # alone, whose closing line is the last line of the whole output; so do the races, which take long.
-<<<<<<< HEAD
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/abuse tests/faults tests/races tests/test_bench_enumeration.py tests/test_canary.py \
     tests/test_cluster.py tests/test_demo.py tests/test_deployments.py tests/test_identifiers.py \
