@@ -147,6 +147,7 @@ class Site(Server):
 
     def __init__(self) -> None:
         super().__init__(make_folder(), free_port())
+        self._connection: Any = None
         self.database = f"abuse_{os.getpid()}"
         environment = {
             **os.environ,
@@ -234,7 +235,15 @@ class Site(Server):
 
     def sql(self, statement: str, *values: object) -> Any:
         """Run one statement past the application; returns its rows, if there are any."""
-        return shared_postgresql().execute(statement, values, database=self.database)
+        if self._connection is None:
+            self._connection = shared_postgresql().connect(self.database)
+        cursor = self._connection.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        super().close()
 
     # Users.
 

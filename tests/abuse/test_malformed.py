@@ -117,17 +117,25 @@ VALUES: list[Any] = [
     "../../etc/passwd",
     "{{ 7*7 }}{% debug %}",
 ]
-FIELDS = {
-    "username",
-    "email",
-    "password",
-    "password_confirm",
-    "meta",
-    "refresh_token",
-    "key",
-    "new_password",
-    "current_password",
-    "token",
+#: The fields that a route reads; the value of any other is thrown away.
+FIELDS: dict[str, list[str]] = {
+    "register": ["username", "email", "password", "password_confirm", "meta"],
+    "login": ["username", "password"],
+    "refresh": ["refresh_token"],
+    "logout": ["refresh_token"],
+    "logout/all": ["refresh_token"],
+    "introspect": ["token"],
+    "revoke": ["token"],
+    "confirm": ["key"],
+    "confirm/resend": ["username"],
+    "password/reset": ["username"],
+    "password/reset/confirm": ["key", "new_password", "password_confirm"],
+    "password/change": ["current_password", "new_password", "password_confirm"],
+    "username/forgot": ["email"],
+    "email/change": ["current_password", "email"],
+    "email/change/confirm": ["key"],
+    "account": ["username", "meta", "current_password"],
+    "account/delete": ["current_password"],
 }
 HEADERS: dict[str, dict[str, str | bytes]] = {
     "not UTF-8": {"Authorization": b"Bearer \xff\xfe"},
@@ -231,7 +239,8 @@ def test_no_body_is_an_internal_error(site: Site, person: Person, route: str) ->
             assert reply.status >= 400 or route in SERVICES or "a key twice" in name, name
 
 
-@pytest.mark.parametrize("route", [x for x in ROUTES if ROUTES[x][0] in ("POST", "PATCH")])
+@pytest.mark.pipeline
+@pytest.mark.parametrize("route", FIELDS)
 def test_no_value_of_a_field_is_an_internal_error(site: Site, person: Person, route: str) -> None:
     good = {
         "username": person.username,
@@ -243,7 +252,7 @@ def test_no_value_of_a_field_is_an_internal_error(site: Site, person: Person, ro
         "current_password": "wrong",
     }
     requests, names = [], []
-    for field in sorted(FIELDS):
+    for field in FIELDS[route]:
         for value in VALUES:
             body = json.dumps({**good, field: value}).encode()
             requests.append(send(site, route, person, content=body))
@@ -262,6 +271,7 @@ def test_no_header_is_an_internal_error(site: Site, person: Person, route: str) 
         assert_plain(reply, name, server=True)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_query_and_no_media_type_is_an_internal_error(
     site: Site, person: Person, route: str
@@ -297,13 +307,14 @@ def test_no_other_method_does_anything(site: Site, person: Person, route: str) -
     assert site.is_let_in(person.access)
 
 
-@pytest.mark.parametrize("route", [x for x in ROUTES if ROUTES[x][0] in ("POST", "PATCH")])
+@pytest.mark.parametrize("route", FIELDS)
 def test_a_body_that_is_too_large_is_refused(site: Site, person: Person, route: str) -> None:
     huge = b'{"username": "' + b"x" * 3_000_000 + b'"}'
     reply = site.at_once([send(site, route, person, content=huge)])[0]
     assert (reply.status, reply.code) == (413, "parse_error")
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_chunked_or_broken_body_is_no_internal_error(
     site: Site, person: Person, route: str
@@ -345,14 +356,11 @@ def test_no_path_below_the_include_is_an_internal_error(site: Site, person: Pers
 
 def test_a_json_bomb_costs_little_memory(site: Site, person: Person) -> None:
     """Two and a half megabytes of the smallest values, from many clients at once."""
-    bombs = [b'{"meta": [' + b"[]," * 600_000 + b"1]}", b'{"a":' * 400_000, b"[" * 2_400_000]
+    bombs = [b'{"meta": [' + b"[]," * 600_000 + b"1]}", b'{"a":' * 400_000]
     before = site.memory()
-    for bomb in bombs:
-        for reply in site.at_once([send(site, "register", person, content=bomb)] * 4):
-            assert (reply.status, reply.code) == (
-                400,
-                "parse_error" if b"meta" not in bomb else reply.code,
-            )
+    for reply in site.at_once([send(site, "register", person, content=x) for x in bombs * 2]):
+        assert reply.status == 400
+        assert reply.code in ("invalid", "parse_error")
     assert site.memory() - before < 400, "MB"
 
 

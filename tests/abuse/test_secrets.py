@@ -22,8 +22,8 @@ def spellings(secret: str) -> set[str]:
 
 def lived(site: Site) -> list[str]:
     """Do everything that can be done, and what goes wrong of it; return the secrets of it."""
-    passwords = [f"canary {n} {site.name()} of the battery" for n in range(5)]
-    first, second, third, wrong, short = [*passwords[:4], f"c{site.name()}"]
+    passwords = [f"canary {n} {site.name()} of the battery" for n in range(4)]
+    first, second, third, wrong, short = [*passwords, "cNry7!q"]  # too short
     name = site.name()
     address = f"{name}@example.com"
     reply = site.register(name, password=first)
@@ -65,7 +65,7 @@ def lived(site: Site) -> list[str]:
     post("account/delete", {"current_password": third}, access)
     post("logout", {"refresh_token": tokens[-1]})
     basic = base64.b64decode(site.service["Authorization"].removeprefix("Basic ")).decode()
-    return [*passwords[:4], short, *tokens, confirm, reset, change, basic.partition(":")[2]]
+    return [*passwords, short, *tokens, confirm, reset, change, basic.partition(":")[2]]
 
 
 def columns(site: Site) -> str:
