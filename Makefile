@@ -2,9 +2,10 @@
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
 #   make lint types docs what the names say (Python 3.11 or newer)
-#   make mutants         breaks the cache on purpose, to see its tests fail; ARGS=NAME for one
+#   make messages        the translations: extracted, merged, compiled (no gettext needed)
+#   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
-#   make bench-cache     those of the cache, half an hour; ARGS=--quick
+#   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
@@ -19,18 +20,17 @@ PY := $(BIN)/python
 
 # The suite runs once under each user model. What no user model can change runs under the last
 # alone, whose closing line is the last line of the whole output; so do the races, which take long.
-APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard tests/abuse \
-    tests/faults tests/races tests/test_bench_enumeration.py tests/test_canary.py \
+APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
+    tests/abuse tests/faults tests/races tests/test_bench_enumeration.py tests/test_canary.py \
     tests/test_cluster.py tests/test_demo.py tests/test_deployments.py tests/test_identifiers.py \
-    tests/test_kills.py \
-    tests/test_mail_servers.py tests/test_mutants.py tests/test_odd_users.py \
-    tests/test_on_postgresql.py tests/test_readme.py tests/test_repository.py \
-    tests/test_services.py tests/test_tokens.py))
+    tests/test_kills.py tests/test_locale.py tests/test_mail_servers.py tests/test_mutants.py \
+    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_readme.py \
+    tests/test_repository.py tests/test_services.py tests/test_tokens.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long mutants lint types docs bench bench-cache bench-enumeration \
+.PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
     bench-sessions demo-hosts clean modern
 .DELETE_ON_ERROR:
 
@@ -48,6 +48,9 @@ test: $(VENV)/.has-dev
 
 test-long: $(VENV)/.has-dev
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
+
+messages: $(VENV)/.has-dev
+	@$(PY) -m tests.messages
 
 mutants: $(VENV)/.has-dev
 	@$(PY) -m tests.mutants $(ARGS)

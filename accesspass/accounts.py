@@ -842,7 +842,7 @@ def _meta_problem(meta: object) -> str | None:
         return problem
     size = len(json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode())
     if size > conf.META_MAX_BYTES:
-        return _("This has more than %d bytes of JSON.") % conf.META_MAX_BYTES
+        return _("This has more than %(limit)d bytes of JSON.") % {"limit": conf.META_MAX_BYTES}
     return None
 
 
@@ -894,5 +894,5 @@ def _problem(field: str, message: str, code: str) -> dict[str, list[dict[str, st
 
 
 def _password_too_long() -> dict[str, list[dict[str, str]]]:
-    message = _("This has more than %d characters.") % conf.PASSWORD_MAX_LENGTH
+    message = _("This has more than %(limit)d characters.") % {"limit": conf.PASSWORD_MAX_LENGTH}
     return _problem("password", message, "max_length")

@@ -44,3 +44,5 @@ class AccessPassConfig(AppConfig):
         register(model_checks.check_mail)
         register(checks.check_deployment, deploy=True)
         register(model_checks.check_tables, Tags.database)
+        if apps.is_installed("drf_spectacular"):
+            from accesspass import schema  # noqa: F401 - it registers itself

@@ -87,7 +87,7 @@ class Hooks:
 
         `language` is what the user's client asked for at registration, for users from elsewhere
         what the request for this e-mail asked for; it may be empty. `user` is None for somebody
-        who has no account.
+        who has no account. An empty string is LANGUAGE_CODE.
         """
         return language
 

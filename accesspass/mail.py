@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import mail as django_mail
 from django.core.exceptions import ImproperlyConfigured
@@ -378,7 +379,7 @@ def _render(row: MailRequest, user: Any, address: str, key: str | None) -> Any:
     accounts = Account.objects.using(row._state.db)
     account = None if user is None else accounts.filter(pk=user.pk).first()
     language = (account.language if account is not None else "") or row.language
-    with translation.override(hooks.email_language(user, language) or None):
+    with translation.override(hooks.email_language(user, language) or settings.LANGUAGE_CODE):
         context: dict[str, Any] = {
             "user": user,
             "address": address,

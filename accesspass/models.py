@@ -266,7 +266,7 @@ class Account(models.Model):
         verbose_name_plural = _("accounts")
 
     def __str__(self) -> str:
-        return f"account of {self.pk}"
+        return _("account of %(user)s") % {"user": self.pk}
 
     def is_confirmed(self, user: AbstractBaseUser) -> bool:
         """Tell whether the address that `user` has now is the one that was confirmed."""
@@ -358,7 +358,7 @@ class Session(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"session {self.id}"
+        return _("session %(id)s") % {"id": self.pk}
 
 
 class LeaseManager(models.Manager["Lease"]):
@@ -426,7 +426,7 @@ class EmailKey(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"e-mail key {self.id}"
+        return _("e-mail key %(id)s") % {"id": self.pk}
 
 
 class MailRequest(models.Model):
@@ -478,7 +478,7 @@ class MailRequest(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"e-mail {self.pk}: {self.purpose}"
+        return _("e-mail %(id)s: %(purpose)s") % {"id": self.pk, "purpose": self.purpose}
 
 
 class ThrottleManager(models.Manager["Throttle"]):
@@ -566,4 +566,4 @@ class Throttle(models.Model):
         verbose_name_plural = _("throttles")
 
     def __str__(self) -> str:
-        return f"throttle {self.key[:8]}"
+        return _("throttle %(key)s") % {"key": self.key[:8]}

@@ -443,11 +443,11 @@ def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | 
     elif isinstance(exc, PermissionDenied):
         exc = drf.PermissionDenied()
     elif isinstance(exc, RequestDataTooBig):
-        return 413, drf.ParseError.default_code, "The body is too large.", None, None
+        return 413, drf.ParseError.default_code, _("The body is too large."), None, None
     elif isinstance(exc, TooManyFieldsSent):  # in the query, which DRF looks into
-        return 400, drf.ParseError.default_code, "The query has too many fields.", None, None
+        return 400, drf.ParseError.default_code, _("The query has too many fields."), None, None
     elif isinstance(exc, UnreadablePostError):
-        return 400, drf.ParseError.default_code, "The body could not be read.", None, None
+        return 400, drf.ParseError.default_code, _("The body could not be read."), None, None
     if isinstance(exc, AccessPassError):
         errors = exc.errors if isinstance(exc, Invalid) else None
         return exc.status, exc.code, str(exc.detail), errors, getattr(exc, "wait", None)

@@ -1,15 +1,20 @@
-"""That every mutant of the cache is found out by its test, and that this is a proof."""
+"""That every mutant is found out by its test, and that this is a proof."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import mutants
-from tests.mutants import CACHE, FOLLOWER, MUTANTS, Moved, Mutant
+from tests.mutants import cache, sessions
+from tests.mutants.cache import CACHE, FOLLOWER
+from tests.mutants.judge import collected, judge
+from tests.mutants.mutant import Moved, Mutant
+
+MUTANTS = [*cache.MUTANTS, *sessions.MUTANTS]
 
 
 def test_there_are_fifteen_mutants_or_more_and_each_is_another_one() -> None:
-    assert len(MUTANTS) >= 15
+    assert len(cache.MUTANTS) >= 15
+    assert len(sessions.MUTANTS) >= 8
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert len({mutant.broken() for mutant in MUTANTS}) == len(MUTANTS)
 
@@ -28,13 +33,13 @@ def test_a_mutant_of_code_that_has_moved_is_refused(text: str) -> None:
 
 def test_the_tests_that_mutants_name_are_run_by_default() -> None:
     named = {mutant.test for mutant in MUTANTS}
-    assert set(mutants.collected(sorted(named))) == named
+    assert set(collected(sorted(named))) == named
 
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_killed_by_its_test(mutant: Mutant) -> None:
-    verdict = mutants.judge(mutant)
+    verdict = judge(mutant)
     assert verdict.killed, f"{mutant.breaks} {verdict.word}:\n{verdict.said}"
 
 
@@ -57,4 +62,4 @@ def test_only_a_claim_that_fails_kills(new: str, test: str, word: str) -> None:
     end = "\n\n\ndef _after_fork_in_child"
     edits = {f"    return True{end}": f"    {new}{end}"}
     mutant = Mutant("other", "", f"{CACHE}/follower.py", edits, FOLLOWER + test)
-    assert mutants.judge(mutant).word == word
+    assert judge(mutant).word == word

@@ -81,6 +81,22 @@ def test_every_option_of_the_cache_is_documented_with_its_default() -> None:
     assert documented(CACHE) == {name: repr(value) for name, value in OPTIONS.items()}
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    written = {str(path): text for path, text in texts()}
+    known = "".join(text for path, text in written.items() if path.startswith("tests/"))
+    for path, text in written.items():
+        if path.startswith("docs/"):
+            for name in re.findall(r"``(test_\w+)``", text):
+                assert f"def {name}(" in known, f"{path}: {name}"
+
+
+def test_every_race_has_its_place_on_the_page() -> None:
+    page = (ROOT / "docs" / "explanation" / "races.rst").read_text(encoding="utf-8")
+    for path in (ROOT / "tests" / "races").glob("test_*.py"):
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"``{name}``" in page, name
+
+
 def test_the_changelog_begins_with_this_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     release, dev, _ = accesspass.__version__.partition(".dev")

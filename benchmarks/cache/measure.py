@@ -66,7 +66,9 @@ def measure(place: Place, effort: Effort) -> dict[str, Any]:
                 lambda: _churn(location, effort), effort, lambda one: one["longest_own"]
             )
             found["alone"] = _best(
-                lambda: _churn(location, effort, writers=0), effort, lambda one: one["longest_own"]
+                lambda: _churn(location, effort, writers=0),
+                effort._replace(rounds=1),
+                lambda one: one["longest_own"],
             )
             found["follower"] = _best(
                 lambda: _follower_cpu(location, effort), effort, lambda one: one["cpu_share"]

@@ -7,9 +7,14 @@ the views, and everything that is logged goes to standard error, where the tests
 from __future__ import annotations
 
 from tests.deployments.settings import *  # noqa: F403
-from tests.deployments.settings import ACCESSPASS, DATABASES
+from tests.deployments.settings import ACCESSPASS, DATABASES, INSTALLED_APPS, REST_FRAMEWORK
 
 ALLOWED_HOSTS = ["*"]
+INSTALLED_APPS = [*INSTALLED_APPS, "drf_spectacular"]
+REST_FRAMEWORK = {
+    **REST_FRAMEWORK,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
 DATABASES["default"]["CONN_MAX_AGE"] = 600
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
 ROOT_URLCONF = "tests.abuse.urls"

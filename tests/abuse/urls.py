@@ -10,6 +10,7 @@ from django.http import HttpRequest, JsonResponse
 from django.test import override_settings
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.views import SpectacularAPIView
 
 from accesspass import mail
 from example_project.urls import urlpatterns as of_the_example
@@ -49,5 +50,6 @@ def deliver(request: HttpRequest) -> JsonResponse:
 urlpatterns = [
     path("lab/settings/", change_settings),
     path("lab/deliver/", deliver),
+    path("schema/", SpectacularAPIView.as_view(authentication_classes=[], permission_classes=[])),
     *of_the_example,
 ]

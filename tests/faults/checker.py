@@ -327,12 +327,16 @@ def violations(history: Sequence[Op], max_staleness: float) -> list[str]:
 
 @dataclass(frozen=True)
 class Log:
-    """What an engine holds: every latest version, by key, and which of them can be read."""
+    """What an engine holds: every latest version, by key, and which of them can be read.
+
+    What was dead for long is purged; all of that is numbered up to ``floor``.
+    """
 
     epoch: str
     now: float
     entries: Mapping[str, Entry]
     payloads: Mapping[str, bytes]
+    floor: int = 0
 
     @classmethod
     def of(cls, engine: Engine, keys: Sequence[str]) -> Log:
@@ -351,7 +355,7 @@ class Log:
             opened = seal.open(entry)
             if opened is not None and (entry.expires is None or entry.expires > page.now):
                 payloads[key] = opened.payload
-        return cls(epoch, page.now, entries, payloads)
+        return cls(epoch, page.now, entries, payloads, page.floor)
 
     def value(self, key: str) -> Any:
         """What can be read under a key of a cache without prefix, ``None`` if nothing."""
@@ -392,15 +396,20 @@ def lost_writes(history: Sequence[Op], log: Log) -> list[str]:
     found = []
     for key, ops in _by_key(history).items():
         entry = log.entries.get(f":1:{key}".encode().hex())
-        seq = 0 if entry is None else entry.seq
         acknowledged = [
             op
             for op in ops
             if op.done and op.op != "get" and op.op != "fill" and op.epoch == log.epoch
         ]
-        for op in acknowledged:
-            if op.seq is None or op.op == "clear":
-                continue
+        numbered = [op for op in acknowledged if op.seq is not None and op.op != "clear"]
+        if entry is not None:
+            seq = entry.seq
+        elif numbered and _may_be_purged(max(numbered, key=lambda op: op.seq or 0), ops):
+            seq = log.floor
+        else:
+            seq = 0
+        for op in numbered:
+            assert op.seq is not None
             if op.seq > seq and not (op.op == "publish" and _refused(op)):
                 found.append(f"lost: {op}; the engine has {seq}")
             elif op.seq == seq and op.op == "set" and op.timeout is None:  # noqa: SIM102
@@ -413,6 +422,15 @@ def lost_writes(history: Sequence[Op], log: Log) -> list[str]:
             if not len(counted) <= value <= len(counted) + maybe:
                 found.append(f"{key} is {value} after {len(counted)} and perhaps {maybe} more")
     return found
+
+
+def _may_be_purged(last: Op, ops: Sequence[Op]) -> bool:
+    """Whether a key whose last acknowledged write this is can be dead."""
+    return (
+        last.op == "delete"
+        or last.timeout is not None
+        or any(op.unknown and (op.op == "delete" or op.timeout is not None) for op in ops)
+    )
 
 
 def _refused(op: Op) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,21 @@ def test_a_fill_under_a_newer_version_is_refused() -> None:
 def test_an_acknowledged_write_that_is_missing_at_the_end_is_found(bad: list[Op]) -> None:
     assert lost_writes(bad, LOG)
     assert lost_writes([write("a", 0, "x", 1, key="a"), delete("a", 0, 4, key="c")], LOG) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "bad"),
+    [
+        (delete("a", 1, 5, key="gone"), False),
+        (write("a", 1, "y", 5, key="gone", timeout=0.3), False),
+        (write("a", 1, "y", 5, key="gone"), True),
+        (delete("a", 1, 7, key="gone"), True),
+    ],
+    ids=["deleted", "expired", "alive", "above the floor"],
+)
+def test_what_was_purged_was_dead_and_not_above_the_floor(last: Op, bad: bool) -> None:
+    log = dataclasses.replace(LOG, floor=6)
+    assert bool(lost_writes([write("a", 0, "x", 4, key="gone"), last], log)) is bad
 
 
 @pytest.mark.parametrize(("value", "bad"), [(1, True), (2, False), (3, False), (4, True)])

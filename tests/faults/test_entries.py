@@ -99,8 +99,10 @@ def test_bad_entries_are_absent_and_counted_and_kill_nobody(
         before = refused(near), refused(far)
         write_raw(cluster.store, "key", value)
         for node, count in zip((near, far), before, strict=True):
-            # A replica that grew stale misses too, so it is the counter that is waited for.
-            wait_until(lambda node=node, count=count: refused(node) > count)
+            # A replica that grew stale misses too, so it is the counter that tells.
+            wait_until(
+                lambda node=node, count=count: node.get("key") is None and refused(node) > count
+            )
             assert node.get("key") is None, what
         near.write("set", "after", number)
         far.sees("after", number)

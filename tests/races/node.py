@@ -35,8 +35,9 @@ if not apps.ready:
 
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
+from django.core.exceptions import ObjectDoesNotExist
 from django.core.management import call_command
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 from django.test import Client
@@ -45,6 +46,7 @@ with contextlib.suppress(ImportError):
     import django.db.backends.postgresql.base  # so that not each node must
 
 from accesspass import accounts, background, records, sessions
+from accesspass.cache import follower as follower_module
 from accesspass.cache.follower import Follower
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Identifier, Session
@@ -343,10 +345,14 @@ class Node:
         found.save()
 
     def deactivate_in_transaction(self, user: Any, **_: Any) -> None:
-        found = self._user(user)
-        found.is_active = False
-        with transaction.atomic():
-            found.save(update_fields=["is_active"])
+        try:
+            found = self._user(user)
+            found.is_active = False
+            with transaction.atomic():
+                found.save(update_fields=["is_active"])
+        except (ObjectDoesNotExist, DatabaseError):
+            if get_user_model()._base_manager.filter(pk=user).exists():
+                raise  # it was not that the user is gone
 
     def deactivate_and_sync(self, user: Any, **_: Any) -> None:
         get_user_model()._base_manager.filter(pk=user).update(is_active=False)
@@ -366,11 +372,12 @@ class Node:
             (Session, 'UPDATE "{}" SET user_id = NULL WHERE user_id = %s'),
             (Identifier, 'DELETE FROM "{}" WHERE account_id = %s'),
             (Account, 'DELETE FROM "{}" WHERE user_id = %s'),
-            (model, 'DELETE FROM "{}" WHERE id = %s'),
+            (model, 'DELETE FROM "{}" WHERE "{}" = %s'),
         )
         with transaction.atomic(), connection.cursor() as cursor:
             for table, statement in steps:
-                cursor.execute(statement.format(table._meta.db_table), [user])
+                names = table._meta.db_table, model._meta.pk.column
+                cursor.execute(statement.format(*names), [user])
 
     # What changes records.
 
@@ -459,12 +466,9 @@ class Node:
 
     def suspend(self, seconds: float) -> None:
         """Wake from a suspension: CLOCK_BOOTTIME has gone on, CLOCK_MONOTONIC has not."""
-        real = time.clock_gettime
-
-        def clock_gettime(which: int) -> float:
-            return real(which) + (seconds if which == time.CLOCK_BOOTTIME else 0.0)
-
-        time.clock_gettime = clock_gettime
+        real = follower_module.clock
+        if real is not time.monotonic:
+            follower_module.clock = lambda: real() + seconds
 
 
 def _plain(pair: sessions.TokenPair) -> dict[str, Any]:

@@ -46,11 +46,12 @@ __all__ = [
 ]
 
 KINDS = ("sqlite", "postgresql")
+_REFUSALS = ("InvalidToken", "InvalidCredentials")
 _numbers = itertools.count(1)
 
 
 class Refused(Exception):
-    """An operation raised an error on a node; ``name`` is that of its class."""
+    """A node refused an operation; ``name`` is the class of its error."""
 
     def __init__(self, name: str, said: str) -> None:
         super().__init__(f"{name}: {said}")
@@ -83,9 +84,12 @@ class Node:
         self._orders.send((command, positional, arguments))
         assert self._orders.poll(60), f"no answer to {command}"
         done, said = self._orders.recv()
-        if not done:
-            raise Refused(*said)
-        return said
+        if done:
+            return said
+        name, message = said
+        # A deadlock, a foreign key that fails, or whatever else is no refusal, is a failure.
+        assert name in _REFUSALS, f"{name}: {message}"
+        raise Refused(name, message)
 
     def order(self, operation: str, **arguments: Any) -> Order:
         """What `Gap.meet` will tell it to do."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.races.claims import refuses_refresh
+from tests.races.claims import pairs_of, refuses_refresh
 from tests.races.conftest import MakeStore
 from tests.races.nodes import Node, Refused, Store, long, user_name
 from tests.servers import wait_until
@@ -27,7 +27,8 @@ def test_a_wrong_clock_changes_no_verdict_on_the_grace(near: Node, shifted: Node
     for first, second in ((near, shifted), (shifted, near)):
         pair = first.start(first.make_user(user_name()))
         new = first.refresh(token=pair["refresh"])
-        assert second.refresh(token=pair["refresh"])["refresh"] == new["refresh"]
+        again = pairs_of(second.begin("refresh", token=pair["refresh"]))
+        assert [one["refresh"] for one in again] == [new["refresh"]]
         first.age(pair["session"], "rotated_at", 11)
         with pytest.raises(Refused, match="InvalidToken"):
             second.refresh(token=pair["refresh"])
@@ -75,7 +76,7 @@ def test_a_wrong_clock_changes_no_end_of_a_session(near: Node, shifted: Node) ->
             assert refuses_refresh(second, pair) is ends
 
 
-@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+@pytest.mark.parametrize("jump", [3600.0, *long(-3600.0)])
 def test_a_clock_that_is_set_makes_no_replica_stale_and_none_fresh(
     make_store: MakeStore, jump: float
 ) -> None:

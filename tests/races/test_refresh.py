@@ -109,7 +109,7 @@ def test_reuse_after_the_grace_ends_the_session_although_the_answer_is_an_error(
     assert far.refresh(token=pair["refresh"]) == new
     near.age(pair["session"], "rotated_at", 11)
     status, body = web.post("/auth/refresh/", {"refresh_token": pair["refresh"]})
-    assert (status, body["code"]) == (401, "invalid_token")
+    assert (status, body.get("code")) == (401, "invalid_token")
     assert near.row(pair["session"])["revoked_reason"] == "refresh_token_reused"
     assert_ended([web, near, far], [pair, new])
 
@@ -136,11 +136,12 @@ def test_a_purge_during_a_refresh_leaves_its_grace_alone(near: Node, far: Node) 
         refresh, purge = gap.meet(far.order("refresh", token=new["refresh"]), near.order("purge"))
         purge.end()
         # Only what the grace of this very rotation needs is still there.
-        assert near.refresh(token=new["refresh"]) == refresh.end(), gap.name
+        again = near.begin("refresh", token=new["refresh"])
+        assert pairs_of(again) == [refresh.end()], gap.name
 
 
 @pytest.mark.parametrize("change", [*long("set_staff"), "set_staff_in_transaction"])
-@pytest.mark.parametrize("refresh_first", [True, False])
+@pytest.mark.parametrize("refresh_first", [True, *long(False)])
 def test_what_changes_during_a_refresh_is_what_every_node_comes_to_see(
     near: Node, far: Node, change: str, refresh_first: bool
 ) -> None:

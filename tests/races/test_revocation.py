@@ -38,7 +38,7 @@ def test_a_miss_that_a_revocation_overtakes_remembers_nothing(
         assert_ended([far, near], [pair], gap.name)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", ["log_out", *long("delete"), *ENDINGS[2:]])
 def test_a_miss_in_the_middle_of_a_revocation_remembers_nothing(
     near: Node, far: Node, ending: str
 ) -> None:
@@ -133,6 +133,19 @@ def test_a_change_and_a_revocation_leave_the_session_dead(
             far.order("log_out", token=pair["access"]),
         ]
         for actor in gap.meet(*(orders if change_first else orders[::-1])):
+            actor.end()
+        assert_ended([near, far], [pair], gap.name)
+
+
+def test_a_ban_in_a_transaction_and_a_deletion_do_not_wait_for_each_other(
+    near: Node, far: Node
+) -> None:
+    for gap in gaps():
+        user = near.make_user(user_name())
+        pair = near.start(user)
+        for actor in gap.meet(
+            near.order("deactivate_in_transaction", user=user), far.order("delete", user=user)
+        ):
             actor.end()
         assert_ended([near, far], [pair], gap.name)
 
