@@ -1,7 +1,7 @@
 """gunicorn with several workers that serve the example project, and a client for it.
 
 The project is the one of the demo, on a SQLite database in a folder of its own. Some of its
-settings differ: passwords are hashed by MD5, because a good hash of 200 logins would take a
+settings differ: passwords are hashed by MD5, because a good hash of all these logins would take a
 minute, nobody counts these logins, and a refresh token may be sent again for longer, because a
 killed server may need time to come back. ``ResourceServer`` is the second project, beside it.
 """

@@ -15,7 +15,12 @@ from tests.servers import require_postgresql, shared_postgresql
 
 @pytest.mark.parametrize(
     ("model", "database"),
-    [("Number", ""), ("Member", ""), ("Stubborn", ""), ("Member", "postgresql")],
+    [
+        ("Number", ""),
+        ("Stubborn", ""),
+        ("Member", "postgresql"),
+        pytest.param("Member", "", marks=pytest.mark.pipeline),
+    ],
 )
 def test_it_works_with_a_user_model_like(model: str, database: str) -> None:
     url = ""
