@@ -43,7 +43,7 @@ from accesspass.exceptions import (
     TokenRequired,
     Unavailable,
 )
-from accesspass.models import Account, Session
+from accesspass.models import Account, EmailKey, MailRequest, Session
 from accesspass.networks import client_address
 from accesspass.records import RecordCache, SessionRecord
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
@@ -717,8 +717,8 @@ def revoke_all(
 def let_go(user: AbstractBaseUser) -> None:
     """End all sessions of a user who is about to be deleted, and remove what refers to the user.
 
-    The collector has looked for that before there was a lock: what a login has inserted since would
-    make the deletion fail.
+    The collector has looked for that before there was a lock: what a login, or a notice by e-mail,
+    has inserted since would make the deletion fail.
     """
     database = router.db_for_write(Session)
     with transaction.atomic(using=database):
@@ -727,6 +727,8 @@ def let_go(user: AbstractBaseUser) -> None:
         _end(database, Q(user=user.pk), "user_deleted")
         Session.objects.using(database).filter(user=user.pk).update(user=None)
         Account.objects.using(database).filter(pk=user.pk).delete()
+        for model in (EmailKey, MailRequest):
+            model._default_manager.using(database).filter(user=user.pk).delete()
 
 
 def live(user: AbstractBaseUser) -> list[Session]:
@@ -950,13 +952,16 @@ def tidy() -> int:
     """
     database = router.db_for_write(Session)
     pending = Session.objects.using(database).filter(publication_pending=True)
-    ids = list(pending.values_list("pk", flat=True)[:_BATCH])
+    # Ends come first: somebody waits for each of them, and a change of many users may be long.
+    ends_first = F("revoked_at").desc(nulls_last=True)
+    ids = list(pending.order_by(ends_first).values_list("pk", flat=True)[:_BATCH])
     if not ids:
         return 0
     cache = _cache()
     mark = _mark(cache)
     found = []
-    for session in _selected(database).filter(pk__in=ids, publication_pending=True):
+    rows = _selected(database).filter(pk__in=ids, publication_pending=True)
+    for session in rows.order_by(ends_first):
         try:
             if (record := _current_record(session)) is not None:
                 found.append((session, record))

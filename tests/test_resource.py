@@ -23,6 +23,7 @@ from rest_framework.views import APIView
 from accesspass import checks, resource, sessions
 from accesspass.exceptions import InvalidToken, Unavailable
 from accesspass.permissions import HasClaim
+from accesspass.resource.introspection import IntrospectionFailed
 from accesspass.session_cache import key
 from accesspass.tokens import TokenType, mint
 from tests.servers import (
@@ -306,6 +307,30 @@ def test_a_server_that_is_down_is_left_alone_for_a_second(monkeypatch: pytest.Mo
         now += 1.0
         with pytest.raises(Unavailable):
             resource.authenticate(token())
+
+
+def test_a_server_that_took_long_to_fail_is_left_alone_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_000.0
+
+    def ask(*_: Any) -> None:
+        nonlocal now
+        now += 2.0
+        raise IntrospectionFailed
+
+    monkeypatch.setattr(resource, "_clock", lambda: now)
+    monkeypatch.setattr(resource.Introspection, "ask", ask)
+    given = {
+        "INTROSPECTION_URL": "http://127.0.0.1/introspect/",
+        "INTROSPECTION_ID": "notes",
+        "INTROSPECTION_SECRET": SECRET,
+    }
+    with override_settings(ACCESSPASS=given):
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                resource.authenticate(token())
+    assert now == 1_002.0
 
 
 def test_a_server_that_does_not_answer_is_a_503_in_time(

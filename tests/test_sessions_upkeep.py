@@ -15,9 +15,9 @@ from django.db import DatabaseError, connection, transaction
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
-from accesspass import accounts, sessions
+from accesspass import accounts, mail, sessions
 from accesspass.hooks import Hooks
-from accesspass.models import Account, Session
+from accesspass.models import Account, MailRequest, Session
 from tests.sessions import (
     age,
     engine_out_of_reach,
@@ -473,6 +473,27 @@ def test_a_purge_waits_for_no_lock_so_it_cannot_deadlock(user: Any) -> None:
 
 
 # a plain cache under the alias
+
+
+def test_nothing_refers_to_a_user_who_is_let_go(user: Any) -> None:
+    pair = sessions.start(user)
+    mail.notify(mail.PASSWORD_CHANGED, user)
+    sessions.let_go(user)
+    assert is_refused(pair.access_token)
+    assert not Account.objects.filter(pk=user.pk).exists()
+    assert not MailRequest.objects.filter(user=user.pk).exists()
+    assert not Session.objects.filter(user=user.pk).exists()
+
+
+def test_tidy_publishes_ends_before_changes(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_BATCH", 1)
+    ended, *changed = [sessions.start(user) for _ in range(4)]
+    with engine_out_of_reach():
+        accounts.set_claims(user, {"role": "admin"})
+        assert not sessions.revoke(ended.session_id)
+    assert sessions.tidy() == 1
+    assert not pending(ended)
+    assert all(pending(pair) for pair in changed)
 
 
 def test_tidy_and_sweep_work_on_a_plain_cache(plain: None, user: Any) -> None:

@@ -162,7 +162,8 @@ def _from_server(cache: RecordCache, token: Token) -> _Found:
         answer = Introspection.configured().ask(token.text)
         found = _read_answer(token, answer)
     except IntrospectionFailed as error:
-        _answers.down_until = asked_at + _DOWN_SECONDS
+        # From now on: to find out may have taken longer than that.
+        _answers.down_until = _clock() + _DOWN_SECONDS
         logger.error("resource.introspection_failed: %s", error)
         raise Unavailable from None
     if found is None:
