@@ -272,6 +272,14 @@ def test_a_fill_under_a_newer_version_is_refused() -> None:
     assert "a fill at 2" in differences(LOG, dump)[0]
 
 
+def test_a_fill_of_a_newer_row_stands_above_a_version_that_came_late() -> None:
+    dump = dump_of(LOG)
+    dump["entries"][b":1:b".hex()] = [2, 1, "00", True]
+    assert differences(LOG, dump) == []
+    dump["entries"][b":1:b".hex()] = [2, 0, "00", True]
+    assert "a fill at 2" in differences(LOG, dump)[0]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
