@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +22,13 @@ from django.db.models.functions import Now
 import accesspass
 from accesspass import background, nodes
 from accesspass.models import Node
+from tests.cluster import Cluster
+from tests.servers import wait_until
 from tests.sessions import make_node, other_node, plain, queries, replicated
 
 __all__ = ["plain", "replicated"]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.django_db
 
@@ -155,3 +166,54 @@ def test_an_overview_is_one_query_however_many_nodes_there_are() -> None:
         make_node()
     with queries(1):
         assert len(nodes.overview()) == 3
+
+
+class Reporting(Cluster):
+    """A cluster whose workers report every second."""
+
+    application = "reporting:application"
+
+    def __init__(self) -> None:
+        super().__init__(workers=3)
+        (self.folder / "reporting.py").write_text(
+            "from example_project.wsgi import application\n"
+            "from accesspass import nodes\n"
+            "nodes.REPORT_EVERY = 1.0\n"
+        )
+
+    def status(self) -> Any:
+        command = [sys.executable, "manage.py", "accesspass_status", "--json"]
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, check=True
+        )
+        return json.loads(done.stdout)
+
+
+@pytest.mark.fault
+def test_each_worker_has_a_row_and_one_that_was_killed_is_gone() -> None:
+    with Reporting() as cluster, closing(sqlite3.connect(cluster.folder / "db.sqlite3")) as rows:
+        workers: set[int] = set()
+
+        def let_all_work() -> bool:
+            workers.update(x.worker for x in cluster.at_once(6, "GET", "/auth/check/"))
+            return len(workers) == 3
+
+        def reported(since: str = "-1 day") -> set[int]:
+            recent = "SELECT pid FROM accesspass_node WHERE reported_at > datetime('now', ?)"
+            return {pid for (pid,) in rows.execute(recent, [since])}
+
+        wait_until(let_all_work, 30)
+        wait_until(lambda: reported() == workers, 30)
+        killed = workers.pop()
+        os.kill(killed, signal.SIGKILL)
+        # Instead of waiting for two minutes; who lives reports again.
+        rows.execute(
+            "UPDATE accesspass_node SET reported_at = datetime(reported_at, '-150 seconds')"
+        )
+        rows.commit()
+        wait_until(lambda: workers <= reported("-60 seconds"), 30)
+        found = {node["pid"]: node for node in cluster.status()["nodes"]}
+        assert found.pop(killed)["state"] == "gone"
+        assert {pid: found[pid]["state"] for pid in workers} == dict.fromkeys(workers, "fresh")
+        assert {node["in_epoch"] for node in found.values()} == {True}
+        assert {node["role"] for node in found.values()} == {"primary"}
