@@ -8,6 +8,7 @@
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
+#   make screenshots     the pictures of the admin in the docs (needs a Chromium)
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -35,7 +36,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
-    bench-sessions demo-hosts clean modern
+    bench-sessions demo-hosts screenshots clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -89,6 +90,9 @@ bench-enumeration: $(VENV)/.has-dev
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)
+
+screenshots: $(VENV)/.has-browser
+	@$(PY) -m tests.screenshots
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["SessionsOfUserMixin"]
 
 
-class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Rows that the library alone writes."""
+class _NeverAdded(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Rows that the library alone makes."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -125,7 +125,7 @@ class _AccountForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(Account)
-class AccountAdmin(SessionsOfUserMixin, _ByUser, _ReadOnly):
+class AccountAdmin(SessionsOfUserMixin, _ByUser, _NeverAdded):
     list_display = ("user", "confirmed_at", "login_count")
     list_filter = (("confirmed_at", admin.EmptyFieldListFilter),)
     search_fields = ("identifiers__value",)
@@ -170,23 +170,24 @@ class _SessionStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Session)
-class SessionAdmin(_ByUser, _ReadOnly):
+class SessionAdmin(_ByUser, _NeverAdded):
     list_display = (
         "id",
         "user",
         "name",
+        "ip",
         "created_at",
         "last_used_at",
         "expires_at",
         "revoked_at",
-        "ip",
+        "revoked_reason",
     )
     list_filter = (_SessionStateFilter, "revoked_reason", "created_at")
     search_fields = ("id", "name", "ip")
     ordering = ("-created_at",)
     # There may be millions, and counting all of them tells nobody anything.
     show_full_result_count = False
-    fields = (*list_display, "revoked_reason", "user_agent", "claims")
+    fields = (*list_display, "user_agent", "claims")
     readonly_fields = fields
     actions = ("revoke",)
 
@@ -220,7 +221,7 @@ class _MailStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(MailRequest)
-class MailRequestAdmin(_ByUser, _ReadOnly):
+class MailRequestAdmin(_ByUser, _NeverAdded):
     """Which e-mails wait, were sent or were given up. The keys in them stand nowhere."""
 
     list_display = (
@@ -262,11 +263,12 @@ _NODE_STATES = {nodes.FRESH: _("Fresh"), nodes.STALE: _("Stale"), nodes.GONE: _(
 
 
 @admin.register(Node)
-class NodeAdmin(_ReadOnly):
+class NodeAdmin(_NeverAdded):
     """What the nodes report. What follows from all of them together is read with the page."""
 
     list_display = (
-        "__str__",
+        "host",
+        "pid",
         "state",
         "engine",
         "role",
