@@ -8,6 +8,7 @@
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
+#   make screenshots     the pictures of the admin in the docs (needs a Chromium)
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -27,7 +28,7 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_deployments.py tests/test_hashing.py tests/test_identifiers.py \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
-    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_promise.py \
+    tests/test_nodes.py tests/test_odd_users.py tests/test_on_postgresql.py tests/test_promise.py \
     tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_services.py \
     tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
 
@@ -35,7 +36,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
-    bench-sessions demo-hosts clean modern
+    bench-sessions demo-hosts screenshots clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -93,6 +94,9 @@ bench-enumeration: $(VENV)/.has-dev
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)
+
+screenshots: $(VENV)/.has-browser
+	@$(PY) -m tests.screenshots
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \

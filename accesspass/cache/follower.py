@@ -108,6 +108,8 @@ class Follower:
         # The engine's clock less ours, and the number of its last write, when last heard of.
         self._offset: float | None = None
         self._head: int | None = None
+        # When the replica was last built anew, by the engine's clock.
+        self._resynced_at: float | None = None
         # Which thread of a process was the first to see that it is another one.
         self._entering: dict[int, int] = {}
         self._begin_process()
@@ -289,6 +291,8 @@ class Follower:
                     if page.more:
                         continue
                     self._take_over(replica)
+                    if restarts:
+                        self._resynced_at = self.now()
                     return replica, sent
             ahead = None
             if restarts == _RESTARTS:
@@ -600,6 +604,7 @@ class Follower:
             "fresh": staleness <= self.max_staleness,
             "entries": replica.total,
             "bytes": replica.held_bytes,
+            "last_resync": self._resynced_at,
             "counters": {name: self._counters[name] for name in _COUNTERS},
         }
 

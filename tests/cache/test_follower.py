@@ -243,6 +243,7 @@ def test_a_head_below_what_was_applied_starts_again(make_follower: MakeFollower)
     put(other, b"kept", b"kept")
     put(other, b"lost", b"lost")
     assert got(follower, b"lost") == b"lost"
+    assert follower.status()["last_resync"] is None
     engine = other.engine
     assert isinstance(engine, MemoryEngine)
     log = engine._log
@@ -253,6 +254,7 @@ def test_a_head_below_what_was_applied_starts_again(make_follower: MakeFollower)
     assert got(follower, b"lost") is None
     assert got(follower, b"kept") == b"kept"
     assert follower.status()["counters"]["resyncs"] == 1
+    assert 0 <= follower.now() - follower.status()["last_resync"] < 60
 
 
 def test_a_log_that_is_cut_again_and_again_is_given_up_for_now(
