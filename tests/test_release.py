@@ -21,7 +21,7 @@ from tests.documents import Block, blocks
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "tutorial" / "quickstart.rst"
+TUTORIALS = ROOT / "docs" / "tutorial"
 
 pytestmark = pytest.mark.pipeline
 
@@ -73,6 +73,8 @@ class Terminal:
         self.process.stdin.write("kill $(jobs -p); wait\n")
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -128,33 +130,57 @@ def write(block: Block, folder: Path) -> None:
         file.write("\n" + block.text)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorial calls curl")
-def test_the_quickstart_is_literally_right(terminal: Terminal, tmp_path: Path) -> None:
-    port = free_port()
-    tokens: dict[str, str] = {}
-    printed = ""
-    shown = 0
-    for block in blocks(PAGE):
-        if block.language == "python" and block.caption is not None:
-            write(block, tmp_path / "work" / "shop")
-        elif block.language == "json":
-            got = json.loads(printed)
-            assert alike(json.loads(block.text), got), f"line {block.line}: {printed}"
-            shown += 1
-            for name in ("access_token", "refresh_token"):
-                if name in got:
-                    tokens[got[name][:5]] = got[name]
-        elif block.language == "console":
-            for command in block.commands():
-                command = re.sub(r"(ap_[ar]t)_…", lambda found: tokens[found[1]], command).replace(
-                    ":8000", f":{port}"
-                )
-                if command.endswith("runserver"):
-                    terminal.run(f"{command} --noreload 127.0.0.1:{port} >server.log 2>&1 &")
-                    wait_for(port)
-                else:
-                    quiet = command.replace("curl ", "curl --silent --show-error ", 1)
-                    printed = terminal.run(quiet)
-    assert shown == 5
-    version = terminal.run("python -c 'import accesspass; print(accesspass.__file__)'")
-    assert "site-packages" in version
+class Reader:
+    """Somebody who does what a tutorial says, and compares each answer with the one it shows.
+
+    `ports` are those that the servers really have, by those of the page.
+    """
+
+    def __init__(self, terminal: Terminal, project: Path) -> None:
+        self.terminal = terminal
+        self.project = project
+        self.ports = {"8000": free_port(), "8001": free_port()}
+        self.tokens: dict[str, str] = {}
+        self.printed = ""
+        self.compared = 0
+
+    def follow(self, page: Path) -> None:
+        for block in blocks(page):
+            if block.language == "python" and block.caption is not None:
+                write(block, self.project)
+            elif block.language == "console":
+                for command in block.commands():
+                    self.type(command)
+                    self.keep_tokens()
+            elif block.language == "json":
+                got = json.loads(self.printed)
+                assert alike(json.loads(block.text), got), f"line {block.line}: {self.printed}"
+                self.compared += 1
+
+    def type(self, command: str) -> None:
+        if " runserver" in command:
+            begin, _, port = command.partition(" runserver")
+            really = self.ports[port.strip() or "8000"]
+            self.terminal.run(
+                f"{begin} runserver --noreload 127.0.0.1:{really} >{really}.log 2>&1 &"
+            )
+            wait_for(really)
+            return
+        command = re.sub(r"(ap_[ar]t)_…", lambda found: self.tokens[found[1]], command)
+        command = re.sub(r":(800[01])/", lambda found: f":{self.ports[found[1]]}/", command)
+        command = re.sub(r"^curl ", "curl --silent --show-error ", command)
+        self.printed = self.terminal.run(command)
+
+    def keep_tokens(self) -> None:
+        for token in re.findall(r"ap_[ar]t_[\w-]{76}", self.printed):
+            self.tokens[token[:5]] = token
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorials call curl")
+def test_the_tutorials_are_literally_right(terminal: Terminal, tmp_path: Path) -> None:
+    reader = Reader(terminal, tmp_path / "work" / "shop")
+    reader.follow(TUTORIALS / "quickstart.rst")
+    reader.follow(TUTORIALS / "two-nodes.rst")
+    assert reader.compared == 9
+    assert "sqlite" in reader.printed  # accesspass_status names the engine
+    assert "site-packages" in terminal.run("python -c 'import accesspass as x; print(x.__file__)'")
