@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +54,16 @@ def test_another_site_cannot_make_a_browser_fetch_tokens(user: Any) -> None:
     assert client.post("/tokens/").status_code == 403
     assert client.get("/tokens/").status_code == 405
     assert not Session.objects.exists()
+
+
+def test_it_works_with_allauth() -> None:
+    suite = Path(__file__).parent / "social_suite.py"
+    settings = "tests.settings.social"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n0", "-q", f"--ds={settings}", str(suite)],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
