@@ -118,7 +118,8 @@ def run_due(jobs: Iterable[str] | None = None) -> None:
             if not job.leased or Lease.objects.take(job.name, every * 0.9):
                 job.run()
         except Exception:
-            logger.exception("background.failed: %s", job.name)
+            extra = {"event": "background.failed", "job": job.name}
+            logger.exception("background.failed: %s", job.name, extra=extra)
         finally:
             connections.close_all()
 
@@ -142,7 +143,8 @@ class _Listening:
             for key in self._listener.heard(seconds):
                 sessions.sync_key(key)
         except Exception:  # the connection, or a hook; the sweep finds what was missed
-            logger.exception("background.failed: listen")
+            extra = {"event": "background.failed", "job": "listen"}
+            logger.exception("background.failed: listen", extra=extra)
             self._close()
         finally:
             connections.close_all()
@@ -161,7 +163,8 @@ class _Listening:
                 self._listener = triggers.Listener(connection)
                 sessions.sweep()  # what was changed while nobody listened
         except Exception:
-            logger.exception("background.failed: listen")
+            extra = {"event": "background.failed", "job": "listen"}
+            logger.exception("background.failed: listen", extra=extra)
             self._close()
         finally:
             connections.close_all()

@@ -256,13 +256,26 @@ def _record_failure(mine: Any, row: MailRequest, error: Exception) -> None:
     # The text of an error may quote the message, and so the key: its kind and number must do.
     number = getattr(error, "smtp_code", None) or getattr(error, "status_code", None)
     kind = type(error).__name__ + (f" {number}" if isinstance(number, int) else "")
+    fields = {"request_id": row.pk, "purpose": row.purpose, "error": kind}
     if row.attempts >= _ATTEMPTS:
         mine.update(failed_at=Now(), pending_key=None, error=kind[:100])
-        logger.error("mail.given_up: request %s, %s: %s", row.pk, row.purpose, kind)
+        logger.error(
+            "mail.given_up: request %s, %s: %s",
+            row.pk,
+            row.purpose,
+            kind,
+            extra={"event": "mail.given_up", **fields},
+        )
         return
     pause = min(_FIRST_PAUSE * 2 ** (row.attempts - 1), _LONGEST_PAUSE)
     mine.update(lease_until=Now() + timedelta(seconds=pause), error=kind[:100])
-    logger.warning("mail.failed: request %s, %s: %s", row.pk, row.purpose, kind)
+    logger.warning(
+        "mail.failed: request %s, %s: %s",
+        row.pk,
+        row.purpose,
+        kind,
+        extra={"event": "mail.failed", **fields},
+    )
 
 
 @sensitive_variables("key")

@@ -171,7 +171,12 @@ def _publish(
             try:
                 done = _publish_one(cache, session, record, mark)
             except cache.CacheError as error:
-                logger.warning("session.not_published: %s: %s", session.pk, error)
+                logger.warning(
+                    "session.not_published: %s: %s",
+                    session.pk,
+                    error,
+                    extra={"event": "session.not_published", "session_id": str(session.pk)},
+                )
                 reachable = False  # the others would wait for the same engine
         acknowledged &= done
         if not done:
@@ -191,12 +196,21 @@ def _publish_one(cache: RecordCache, session: Any, record: Any, mark: Any) -> bo
         done = cache.publish(key, record, session.revision, timeout, mark)
     except cache.ValueRefused as error:
         # Nothing in its place lets every node ask the database, and none go on with what it had.
-        logger.error("session.not_recorded: %s: %s", session.pk, error)
+        logger.error(
+            "session.not_recorded: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_recorded", "session_id": str(session.pk)},
+        )
         done = cache.publish(key, None, session.revision, timeout, mark)
     if not done:
         # The engine's history has ended since the mark was taken. Or the database was restored,
         # and the engine knows of a revision that the row has not reached again.
-        logger.warning("session.not_published: %s: the engine refused it", session.pk)
+        logger.warning(
+            "session.publication_refused: %s",
+            session.pk,
+            extra={"event": "session.publication_refused", "session_id": str(session.pk)},
+        )
     return done
 
 
@@ -207,7 +221,12 @@ def _acknowledge(session: Any) -> None:
         rows.filter(pk=session.pk, revision=session.revision).update(publication_pending=False)
     except DatabaseError as error:
         # What was asked for is done. That it is published once more does no harm.
-        logger.warning("session.not_acknowledged: %s: %s", session.pk, error)
+        logger.warning(
+            "session.not_acknowledged: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_acknowledged", "session_id": str(session.pk)},
+        )
 
 
 def _doubt_pending() -> None:
@@ -322,7 +341,7 @@ def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, 
         found = records.read(token, record, cache.now())
         if found is not None:
             if mark is not False and records.is_undone_by_sync(session.user):
-                _fill(cache, key, record, revision, mark)
+                _fill(cache, session, record, mark)
             return found
     # A row that is missing may be a login that is not committed yet, so not for long.
     _refused.add(token.digest)
@@ -346,11 +365,17 @@ def _let_sync_see(database: str, user: Any) -> bool:
         return False  # this one cannot be written; the request is answered, and nothing held
 
 
-def _fill(cache: RecordCache, key: str, record: Any, revision: int, mark: Any) -> None:
+def _fill(cache: RecordCache, session: Any, record: Any, mark: Any) -> None:
+    key = records.key(session.pk.bytes)
     try:
-        cache.fill(key, record, revision, conf.ACCESS_TOKEN_LIFETIME, mark)
+        cache.fill(key, record, session.revision, conf.ACCESS_TOKEN_LIFETIME, mark)
     except cache.CacheError as error:
-        logger.error("session.not_recorded: %s", error)
+        logger.error(
+            "session.not_recorded: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_recorded", "session_id": str(session.pk)},
+        )
 
 
 def _select(database: str, session_id: bytes) -> Any:
@@ -630,10 +655,18 @@ def _rotate(
             using=database,
             robust=True,
         )
-        logger.warning("session.refresh_token_reused: %s", session.pk)
+        logger.warning(
+            "session.refresh_token_reused: %s",
+            session.pk,
+            extra={"event": "session.refresh_token_reused", "session_id": str(session.pk)},
+        )
         return InvalidToken()
     # Made under our key but never given out: a restored database, or a leaked key.
-    logger.error("session.refresh_token_unknown: %s", session.pk)
+    logger.error(
+        "session.refresh_token_unknown: %s",
+        session.pk,
+        extra={"event": "session.refresh_token_unknown", "session_id": str(session.pk)},
+    )
     return InvalidToken()
 
 
@@ -975,7 +1008,11 @@ def tidy() -> int:
             if (record := _current_record(session)) is not None:
                 found.append((session, record))
         except Exception:  # a hook of the project's: the others are published all the same
-            logger.exception("session.not_recorded: %s", session.pk)
+            logger.exception(
+                "session.record_failed: %s",
+                session.pk,
+                extra={"event": "session.record_failed", "session_id": str(session.pk)},
+            )
     _publish(cache, found, mark)
     return len(ids)
 
@@ -1017,7 +1054,11 @@ def sweep() -> int:
                 sync(user)
                 changed += 1
             except Exception:  # as in tidy
-                logger.exception("session.not_synced: user %s", user.pk)
+                logger.exception(
+                    "session.not_synced: user %s",
+                    user.pk,
+                    extra={"event": "session.not_synced", "user_id": str(user.pk)},
+                )
     return changed
 
 

@@ -242,7 +242,7 @@ def test_tidy_publishes_the_others_though_a_hook_fails_for_one(
         FailingHooks.fails_for = user.pk
         assert sessions.tidy() == 2
     assert [pending(pair) for pair in pairs] == [True, False]
-    assert "session.not_recorded" in caplog.text
+    assert "session.record_failed" in caplog.text
     assert sessions.tidy() == 1
     assert not pending(pairs[0])
 

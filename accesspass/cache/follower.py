@@ -233,7 +233,8 @@ class Follower:
         self._replica.vouched = False
         self._counters["failures"] += 1
         if self._retry_after == _RETRY_FIRST:
-            logger.warning("cache.unreachable: %s", error)
+            extra = {"event": "cache.unreachable", "engine": self.engine.name}
+            logger.warning("cache.unreachable: %s", error, extra=extra)
         self._retry_at = clock() + self._retry_after * random.uniform(0.5, 1.0)  # noqa: S311
         self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
 
@@ -257,7 +258,8 @@ class Follower:
         self._vouch(replica, sent)
         if self._retry_after != _RETRY_FIRST:
             self._counters["reconnects"] += 1
-            logger.info("cache.reconnected")
+            extra = {"event": "cache.reconnected", "engine": self.engine.name}
+            logger.info("cache.reconnected: %s", self.engine.name, extra=extra)
         self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
 
     def _catch_up(self) -> tuple[Replica, float]:
@@ -299,7 +301,8 @@ class Follower:
                 raise EngineUnavailable("the log was cut again and again while it was read")
             restarts += 1
             self._counters["resyncs"] += 1
-            logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head)
+            extra = {"event": "cache.resync", "epoch": page.epoch, "head": page.head}
+            logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head, extra=extra)
 
     def _ask_ahead(self, replica: Replica, page: Page) -> _Ahead | None:
         """Have the next page come while this one is applied, if there is one and the engine can."""
@@ -502,7 +505,8 @@ class Follower:
             if self.engine.purge(self.now() - self._retention, _PURGE_LIMIT) == _PURGE_LIMIT:
                 self._purge_at = clock() + _PURGE_AGAIN
         except CacheError as error:
-            logger.warning("cache.purge_failed: %s", error)
+            extra = {"event": "cache.purge_failed", "engine": self.engine.name}
+            logger.warning("cache.purge_failed: %s", error, extra=extra)
 
     # What publications need ------------------------------------------------------------------
 
@@ -637,7 +641,8 @@ class Follower:
                 failure = error
             if failure is not None and not is_over():
                 if not isinstance(failure, CacheError):
-                    logger.error("cache.follower_error", exc_info=failure)
+                    extra = {"event": "cache.follower_error", "engine": self.engine.name}
+                    logger.error("cache.follower_error", exc_info=failure, extra=extra)
                 self._failed(failure)
                 time.sleep(max(0.0, self._retry_at - clock()))
 

@@ -164,7 +164,8 @@ def _from_server(cache: RecordCache, token: Token) -> _Found:
     except IntrospectionFailed as error:
         # From now on: to find out may have taken longer than that.
         _answers.down_until = _clock() + _DOWN_SECONDS
-        logger.error("resource.introspection_failed: %s", error)
+        extra = {"event": "resource.introspection_failed"}
+        logger.error("resource.introspection_failed: %s", error, extra=extra)
         raise Unavailable from None
     if found is None:
         _answers.keep(token.digest, None, asked_at + _REFUSED_SECONDS)

@@ -112,8 +112,9 @@ MUTANTS = [
         "A miss remembers a record as newer than whatever ended the session.",
         SESSIONS,
         {
-            "cache.fill(key, record, revision, conf.ACCESS_TOKEN_LIFETIME, mark)\n": "cache.fill("
-            "key, record, revision + 10, conf.ACCESS_TOKEN_LIFETIME, mark)\n"
+            "cache.fill(key, record, session.revision, conf.ACCESS_TOKEN_LIFETIME, mark)\n": (
+                "cache.fill(key, record, session.revision + 10, conf.ACCESS_TOKEN_LIFETIME, mark)\n"
+            )
         },
         f"{REVOCATION}a_miss_that_a_revocation_overtakes_remembers_nothing[sqlite-log_out]",
     ),

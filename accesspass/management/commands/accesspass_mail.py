@@ -41,7 +41,7 @@ class Command(BaseCommand):
             try:
                 taken = mail.deliver(limit=1)
             except Error:
-                logger.exception("mail.failed: the database cannot be used")
+                logger.exception("mail.worker_failed", extra={"event": "mail.worker_failed"})
                 connections.close_all()
                 taken = 0
             if not taken:
