@@ -20,9 +20,10 @@ class AccessPassConfig(AppConfig):
         from django.core.checks import Tags, register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, mail, model_checks, receivers, throttling
+        from accesspass import accounts, checks, mail, metrics, model_checks, receivers, throttling
         from accesspass.signals import email_confirmed, password_reset, refresh_token_reused
 
+        metrics.switch_on()
         user = get_user_model()
         for signal, receiver in (
             (pre_save, receivers.user_saving),

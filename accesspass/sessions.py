@@ -34,7 +34,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import records
+from accesspass import metrics, records
 from accesspass.conf import TEN_YEARS, conf
 from accesspass.exceptions import (
     AccessPassError,
@@ -65,6 +65,7 @@ __all__ = [
     "let_go",
     "live",
     "logout",
+    "pending",
     "publish_now",
     "purge",
     "refresh",
@@ -169,7 +170,8 @@ def _publish(
         done = False
         if reachable and (mark is not False or record == records.DEAD):
             try:
-                done = _publish_one(cache, session, record, mark)
+                with metrics.PUBLISH.measure():
+                    done = _publish_one(cache, session, record, mark)
             except cache.CacheError as error:
                 logger.warning(
                     "session.not_published: %s: %s",
@@ -248,6 +250,8 @@ def _doubt_pending() -> None:
 
 # Authenticate ---------------------------------------------------------------------------------
 
+_count_hit = metrics.CHECKS.of("hit")
+
 
 @sensitive_variables()
 def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -260,15 +264,10 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         InvalidToken: it stands for nothing (RFC 6750 §3.1, ``invalid_token``).
         Unavailable: the database had to be asked and could not be.
     """
-    token = parse(TokenType.ACCESS, access_token)
+    token = _parse(access_token)
     del access_token  # a report of an error further down would show it
-    if token is None:
-        raise InvalidToken
     cache = _cache()
-    try:
-        return _from_cache(cache, token) or _from_database(cache, token)
-    except (OperationalError, InterfaceError) as error:
-        raise Unavailable from error
+    return _from_cache(cache, token) or _read_through(cache, token)
 
 
 def introspect(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -292,13 +291,19 @@ def join() -> None:
 @sensitive_variables()
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
-    token = parse(TokenType.ACCESS, access_token)
-    if token is None:
-        raise InvalidToken
+    token = _parse(access_token)
     cache = _cache()
     if conf.USER_FROM_RECORD and (found := _from_cache(cache, token)):
         return found
     return await sync_to_async(authenticate)(access_token)
+
+
+def _parse(access_token: object) -> Token:
+    token = parse(TokenType.ACCESS, access_token)
+    if token is None:
+        metrics.CHECKS.count("malformed")
+        raise InvalidToken
+    return token
 
 
 def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord] | None:
@@ -306,16 +311,42 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
     record = cache.get(records.key(token.id))
     if record is not None:
         if record == records.DEAD:
+            metrics.CHECKS.count("revoked")
             raise InvalidToken
         found = records.read(token, record, cache.now())
         if found is not None:
+            _count_hit()
             return found
         if not records.is_readable(record):
             cache.forget(records.key(token.id))  # it would keep ours, of the same revision, out
     # Only what was made here, and is not over, is worth a query.
-    if not token.is_authentic() or token.number <= cache.now() or _refused.holds(token.digest):
-        raise InvalidToken
-    return None
+    if not token.is_authentic():
+        refusal = "forged"
+    elif token.number <= cache.now():
+        refusal = "expired"
+    elif _refused.holds(token.digest):
+        refusal = "refused"
+    else:
+        return None
+    metrics.CHECKS.count(refusal)
+    raise InvalidToken
+
+
+def _read_through(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
+    """Let the database decide, and count what it said."""
+    outcome = "unavailable"
+    try:
+        with metrics.READ_THROUGH.measure():
+            found = _from_database(cache, token)
+        outcome = "miss"
+        return found
+    except InvalidToken:
+        outcome = "refused"
+        raise
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable from error
+    finally:
+        metrics.CHECKS.count(outcome)
 
 
 def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -655,6 +686,7 @@ def _rotate(
             using=database,
             robust=True,
         )
+        metrics.REUSES.count()
         logger.warning(
             "session.refresh_token_reused: %s",
             session.pk,
@@ -1029,6 +1061,12 @@ def _current_record(session: Any) -> Any:
         revoke(session.pk, reason=why)
         return None
     return records.build(session, session.user)
+
+
+def pending() -> int:
+    """Return how many sessions stand for something that the engine has not acknowledged."""
+    rows = Session.objects.using(router.db_for_write(Session))
+    return rows.filter(publication_pending=True).count()
 
 
 def sweep() -> int:

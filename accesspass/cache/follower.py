@@ -24,7 +24,7 @@ from django.db import connections
 
 from accesspass.cache.codec import MARKER, PAYLOAD, Opened, Seal
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
-from accesspass.cache.exceptions import CacheError, EngineUnavailable
+from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
 from accesspass.cache.replica import Held, Replica
 
 __all__ = ["Follower", "Mark", "clock"]
@@ -425,7 +425,13 @@ class Follower:
         """Write to the engine, then hold the result here at once."""
         if self._pid != os.getpid():
             self._enter()
-        written = self.engine.write(changes, condition)
+        try:
+            written = self.engine.write(changes, condition)
+        except CacheError as error:
+            uncertain = isinstance(error, EngineUncertain)
+            self._count("writes_uncertain" if uncertain else "writes_unavailable")
+            raise
+        self._count("writes_done" if written.done else "writes_refused")
         self._retry_at = 0.0  # the engine answers
         if written.done:
             first = written.seq - len(changes) + 1
@@ -438,6 +444,10 @@ class Follower:
         self._apply_own(written.epoch, entries)
         self._purge_if_due()
         return written
+
+    def _count(self, name: str) -> None:
+        with self._lock:  # any thread may write
+            self._counters[name] += 1
 
     def _apply_own(self, epoch: str, entries: Sequence[Entry]) -> None:
         """Hold what the engine has answered to a write. It never moves ``applied``."""
@@ -660,7 +670,17 @@ class Follower:
             self.engine.close()
 
 
-_COUNTERS = ("applied", "refused", "resyncs", "failures", "reconnects")
+_COUNTERS = (
+    "applied",
+    "refused",
+    "resyncs",
+    "failures",
+    "reconnects",
+    "writes_done",
+    "writes_refused",
+    "writes_unavailable",
+    "writes_uncertain",
+)
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
 
