@@ -233,7 +233,7 @@ def reset_password(key: object, new_password: str, *, request: HttpRequest | Non
         _record_confirmation(user, row.email)
         _save_password(user, request)
     password_reset.send_robust(sender=type(user), user=user, request=request)
-    return _end_sessions(user, reason="password_reset")
+    return _end_sessions(user, request, reason="password_reset")
 
 
 @sensitive_variables("current_password", "new_password")
@@ -258,7 +258,7 @@ def change_password(
             sessions.keep(session_id, user)
         _save_password(user, request)
     password_changed.send_robust(sender=type(user), user=user, request=request)
-    return _end_sessions(user, except_=session_id, reason="password_changed")
+    return _end_sessions(user, request, except_=session_id, reason="password_changed")
 
 
 @sensitive_variables("current_password")
@@ -399,7 +399,7 @@ def delete(
     try:
         with transaction.atomic(using=router.db_for_write(type(user), instance=user)):
             _lock_unchanged(user, checked)
-            sessions.revoke_all(user, reason="user_deleted")
+            sessions.revoke_all(user, reason="user_deleted", request=request)
             conf.hooks().delete_user(user)
     except (ProtectedError, RestrictedError):
         raise Invalid(
@@ -726,10 +726,16 @@ def _save_password(user: AbstractBaseUser, request: HttpRequest | None) -> None:
     mail.notify(mail.PASSWORD_CHANGED, user, request=request)
 
 
-def _end_sessions(user: AbstractBaseUser, *, except_: uuid.UUID | None = None, reason: str) -> bool:
+def _end_sessions(
+    user: AbstractBaseUser,
+    request: HttpRequest | None,
+    *,
+    except_: uuid.UUID | None = None,
+    reason: str,
+) -> bool:
     """End what is left, and say whether the engine knows. What was done before stays done."""
     try:
-        return sessions.revoke_all(user, except_=except_, reason=reason)
+        return sessions.revoke_all(user, except_=except_, reason=reason, request=request)
     except (OperationalError, InterfaceError):
         return False
 

@@ -77,7 +77,9 @@ class SessionsOfUserMixin:
     )
     def revoke_sessions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         users = [self.get_user(row) for row in queryset]
-        acknowledged = [sessions.revoke_all(user, reason="admin") for user in users]
+        acknowledged = [
+            sessions.revoke_all(user, reason="admin", request=request) for user in users
+        ]
         text = ngettext(
             "All sessions of %d user were revoked.",
             "All sessions of %d users were revoked.",
@@ -198,7 +200,7 @@ class SessionAdmin(_ByUser, _NeverAdded):
     @admin.action(description=_("Revoke the selected sessions"), permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
         ids = list(queryset.filter(revoked_at=None).values_list("pk", flat=True))
-        acknowledged = [sessions.revoke(pk, reason="admin") for pk in ids]
+        acknowledged = [sessions.revoke(pk, reason="admin", request=request) for pk in ids]
         text = ngettext("%d session was revoked.", "%d sessions were revoked.", len(ids))
         _say_revoked(request, text % len(ids), acknowledged)
 

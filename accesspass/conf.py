@@ -405,6 +405,11 @@ class Conf:
     USER_FROM_RECORD = Option[bool](True, _flag)
     """Whether `request.user` is built from the session record, or loaded by one query."""
 
+    AUDIT_RETENTION = Option["float | None"](
+        180 * 86_400, _optional(_duration(86_400, TEN_YEARS)), read=_seconds_or_none
+    )
+    """How long `accesspass.audit` keeps an event; None is for ever."""
+
     TELEMETRY = Option["tuple[str, ...]"](
         (), _telemetry, read=lambda value: tuple(value) if isinstance(value, (list, tuple)) else ()
     )

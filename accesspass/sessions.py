@@ -36,6 +36,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from accesspass import metrics, records
 from accesspass.conf import TEN_YEARS, conf
+from accesspass.devices import printable, user_agent
 from accesspass.exceptions import (
     AccessPassError,
     InvalidCredentials,
@@ -513,19 +514,19 @@ def start(
             last_used_at=clock,
             expires_at=None if ends_after is None else clock + timedelta(seconds=ends_after),
             claims=dict(claims or {}),
-            name=_plain(name)[:100],
+            name=printable(name)[:100],
             auth_hash=records.auth_hash(current),
         )
         session.clock = clock
         if request is not None:
             session.ip = client_address(request)
-            session.user_agent = _plain(request.headers.get("User-Agent", ""))[:300]
+            session.user_agent = user_agent(request)
         refresh_token = mint(TokenType.REFRESH, session.pk.bytes, 0)
         access_token = mint(TokenType.ACCESS, session.pk.bytes, _access_expiry(cache, session))
         session.refresh_digest = refresh_token.digest.hex()
         session.access_tokens = [[access_token.digest.hex(), access_token.number]]
         session.save(using=database, force_insert=True)
-        _enforce_limit(database, session)
+        _enforce_limit(database, session, request)
         record = records.build(session, current)
         transaction.on_commit(partial(_publish, cache, [(session, record)], mark), using=database)
         transaction.on_commit(
@@ -562,7 +563,7 @@ def _refuse_if_changed(user: AbstractBaseUser, current: AbstractBaseUser) -> Non
         raise InvalidCredentials
 
 
-def _enforce_limit(database: str, session: Session) -> None:
+def _enforce_limit(database: str, session: Session, request: HttpRequest | None) -> None:
     live = Session.objects.using(database).filter(
         Q(expires_at=None) | Q(expires_at__gt=session.created_at),
         user=session.user_id,
@@ -571,7 +572,7 @@ def _enforce_limit(database: str, session: Session) -> None:
     order = live.order_by("-created_at", "-pk").exclude(pk=session.pk)
     surplus = list(order.values_list("pk", flat=True)[conf.SESSIONS_PER_USER - 1 :])
     if surplus:
-        _end(database, Q(pk__in=surplus), "session_limit")
+        _end(database, Q(pk__in=surplus), "session_limit", request)
 
 
 def _access_expiry(cache: RecordCache, session: Any) -> int:
@@ -610,16 +611,11 @@ def _seconds(duration: float | timedelta) -> float:
     return seconds
 
 
-def _plain(text: str) -> str:
-    """What a client says of itself, without what a database or a terminal would choke on."""
-    return "".join(character for character in text if character.isprintable())
-
-
 # Refresh --------------------------------------------------------------------------------------
 
 
 @sensitive_variables()
-def refresh(refresh_token: object) -> TokenPair:
+def refresh(refresh_token: object, *, request: HttpRequest | None = None) -> TokenPair:
     """Exchange a refresh token for a new pair (rotation, RFC 9700 §4.14.2).
 
     It costs three statements, and a fourth if the session had something pending; where the user
@@ -628,7 +624,8 @@ def refresh(refresh_token: object) -> TokenPair:
     The same token within ``REFRESH_GRACE`` gets the identical pair again, for two tabs or a lost
     answer. After that, or one rotation later, it ends the session: two parties hold it.
 
-    Call it outside of transactions: what it records must stay even if it raises.
+    Call it outside of transactions: what it records must stay even if it raises. ``request`` is for
+    receivers of ``refresh_token_reused``.
 
     Raises:
         InvalidToken: the token is not, or no more, good for anything.
@@ -643,7 +640,7 @@ def refresh(refresh_token: object) -> TokenPair:
     mark = _mark(cache)
     changed: list[Any] = []
     with transaction.atomic(using=database, durable=True):
-        outcome = _rotate(cache, mark, database, token, changed)
+        outcome = _rotate(cache, mark, database, token, changed, request)
     for user in changed:
         sync(user)
     # Raised here, so that what was recorded of the refusal stays.
@@ -654,7 +651,12 @@ def refresh(refresh_token: object) -> TokenPair:
 
 @sensitive_variables()
 def _rotate(
-    cache: RecordCache, mark: Any, database: str, token: Token, changed: list[Any]
+    cache: RecordCache,
+    mark: Any,
+    database: str,
+    token: Token,
+    changed: list[Any],
+    request: HttpRequest | None,
 ) -> TokenPair | AccessPassError:
     rows = Session.objects.using(database).filter(pk=uuid.UUID(bytes=token.id))
     # An UPDATE locks the row on every vendor; SELECT FOR UPDATE does not on SQLite.
@@ -675,13 +677,14 @@ def _rotate(
     ):
         return _same_successor(cache, session, token) or InvalidToken()
     if token.number < session.generation:
-        _end(database, Q(pk=session.pk), "refresh_token_reused")
+        _end(database, Q(pk=session.pk), "refresh_token_reused", request)
         transaction.on_commit(
             partial(
                 refresh_token_reused.send,
                 sender=type(session.user),
                 user_id=session.user_id,
                 session_id=session.pk,
+                request=request,
             ),
             using=database,
             robust=True,
@@ -752,8 +755,10 @@ def _same_successor(cache: RecordCache, session: Any, token: Token) -> TokenPair
 # Revoke ---------------------------------------------------------------------------------------
 
 
-def revoke(session_id: uuid.UUID, *, reason: str = "revoked") -> bool:
-    """End a session, on every node.
+def revoke(
+    session_id: uuid.UUID, *, reason: str = "revoked", request: HttpRequest | None = None
+) -> bool:
+    """End a session, on every node. ``request`` is for receivers of ``session_revoked``.
 
     Returns:
         True if the engine has acknowledged it: every node refuses it from now on, and one that is
@@ -762,21 +767,25 @@ def revoke(session_id: uuid.UUID, *, reason: str = "revoked") -> bool:
     """
     database = router.db_for_write(Session)
     with transaction.atomic(using=database):
-        ended = _end(database, Q(pk=session_id), reason)
+        ended = _end(database, Q(pk=session_id), reason, request)
     return ended.acknowledged
 
 
 def revoke_all(
-    user: AbstractBaseUser, *, except_: uuid.UUID | None = None, reason: str = "revoked"
+    user: AbstractBaseUser,
+    *,
+    except_: uuid.UUID | None = None,
+    reason: str = "revoked",
+    request: HttpRequest | None = None,
 ) -> bool:
-    """End all sessions of a user but one. Returns as ``revoke`` does."""
+    """End all sessions of a user but one. Takes ``request``, and returns, as ``revoke`` does."""
     database = router.db_for_write(Session)
     which = Q(user=user.pk)
     if except_ is not None:
         which &= ~Q(pk=except_)
     with transaction.atomic(using=database):
         Account.objects.lock(user.pk, database)
-        ended = _end(database, which, reason)
+        ended = _end(database, which, reason, request)
     return ended.acknowledged
 
 
@@ -818,14 +827,14 @@ def has_expired() -> Q:
     return expired
 
 
-def _everywhere(session_id: uuid.UUID, *, reason: str) -> bool:
+def _everywhere(session_id: uuid.UUID, *, reason: str, request: HttpRequest | None) -> bool:
     """End every session of the user whose live session this is. Returns as ``revoke`` does."""
     database = router.db_for_write(Session)
     session = _select(database, session_id.bytes)
     if session is None or session.user is None:
-        return revoke(session_id, reason=reason)
+        return revoke(session_id, reason=reason, request=request)
     if _why_dead(session) is None:
-        return revoke_all(session.user, reason=reason)
+        return revoke_all(session.user, reason=reason, request=request)
     # A dead one ends nothing; but what an earlier attempt has left pending is published.
     with transaction.atomic(using=database):
         ended = _end(database, Q(user=session.user_id, revoked_at__isnull=False), reason)
@@ -882,7 +891,7 @@ def logout(
         end = _everywhere if everywhere else revoke
         session_id = uuid.UUID(bytes=token.id)
         user = _listened_for(session_id)
-        acknowledged &= end(session_id, reason="logout")
+        acknowledged &= end(session_id, reason="logout", request=request)
         if user is not None:
             user_logged_out.send(sender=type(user), request=request, user=user)
     return acknowledged
@@ -903,7 +912,7 @@ class _Ended:
         self.acknowledged = False
 
 
-def _end(database: str, which: Q, reason: str) -> _Ended:
+def _end(database: str, which: Q, reason: str, request: HttpRequest | None = None) -> _Ended:
     """Revoke rows inside the caller's transaction, and publish them once it is committed."""
     ended = _Ended()
     rows = Session.objects.using(database).filter(which)
@@ -929,6 +938,7 @@ def _end(database: str, which: Q, reason: str) -> _Ended:
             user_id=session.user_id,
             session_id=session.pk,
             reason=reason,
+            request=request,
         )
         transaction.on_commit(announce, using=database, robust=True)
     return ended

@@ -243,7 +243,7 @@ class RefreshView(_AuthView):
         token = self.refresh_token(request)
         if token is None:
             raise TokenRequired
-        pair = sessions.refresh(token)
+        pair = sessions.refresh(token, request=request._request)
         return Response(_token_answer(request, pair.user, pair))
 
 
@@ -319,7 +319,7 @@ class SessionDetailView(_AuthView):
         found = next((x for x in live if str(x.pk) == session_id.lower()), None)
         if found is None:
             raise NotFound
-        return _ended(sessions.revoke(found.pk))
+        return _ended(sessions.revoke(found.pk, request=request._request))
 
 
 class _ServiceView(_AuthView):

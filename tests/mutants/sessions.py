@@ -24,8 +24,8 @@ MUTANTS = [
         "A refresh raises inside the transaction that has recorded the reuse.",
         SESSIONS,
         {
-            "_rotate(cache, mark, database, token, changed)\n    for": "_rotate("
-            "cache, mark, database, token, changed)\n"
+            "_rotate(cache, mark, database, token, changed, request)\n    for": "_rotate("
+            "cache, mark, database, token, changed, request)\n"
             "        if isinstance(outcome, AccessPassError):\n            raise outcome\n    for"
         },
         f"{REFRESH}reuse_after_the_grace_ends_the_session_although_the_answer_is_an_error"
