@@ -16,7 +16,8 @@ from django.test import override_settings
 
 from accesspass import background, mail, sessions
 from accesspass.models import MailRequest, Session
-from tests.sessions import age, engine_out_of_reach, is_refused
+from accesspass.testing import age
+from tests.sessions import engine_out_of_reach, is_refused
 
 
 def run(*args: str, command: str = "accesspass_status") -> str:
