@@ -69,6 +69,7 @@ __all__ = [
     "ConfirmView",
     "EmailChangeConfirmView",
     "EmailChangeView",
+    "ExchangeView",
     "IntrospectView",
     "LoginView",
     "LogoutAllView",
@@ -245,6 +246,29 @@ class RefreshView(_AuthView):
             raise TokenRequired
         pair = sessions.refresh(token)
         return Response(_token_answer(request, pair.user, pair))
+
+
+class ExchangeView(_AuthView):
+    """POST: what a client has from another package, for a token pair. A base for migrations.
+
+    It has no route; a project subclasses it while it moves here.
+    """
+
+    @sensitive_variables()
+    def exchange(self, request: Request) -> AbstractBaseUser:
+        """Return the user whom the client's old token stands for, and make that good for nothing.
+
+        It runs in the transaction in which the session begins. Raise InvalidToken to refuse; of
+        two requests with one token, refuse one.
+        """
+        raise NotImplementedError
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        with transaction.atomic(using=router.db_for_write(Session)):
+            user = self.exchange(request)
+            pair = sessions.start(user, request=request._request)
+        return Response(_token_answer(request, user, pair))
 
 
 class CheckView(_AuthView):

@@ -1,7 +1,7 @@
 """Takes the examples out of the documentation, and runs projects that are made of them.
 
-An example that is a file of a project says so by its caption. Several for one file follow each
-other in it; one with "(first)" behind the name begins it.
+An example that is run has a caption: the name of its file, or what it is. Several with one caption
+follow each other; one with "(first)" behind it begins them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ _BLOCK = re.compile(r"^\.\. code-block:: \w+\n   :caption: (.+)\n\n((?:   .*\n|\
 
 
 def files_of(page: str) -> dict[str, str]:
-    """Return the files that a page of docs/ consists of, each with its text."""
+    """Return the examples of a page of docs/ by their captions."""
     found: dict[str, str] = {}
     for caption, block in _BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
-        name, _, first = caption.partition(" ")
+        name, first, _ = caption.partition(" (first)")
         code = textwrap.dedent(block).strip("\n") + "\n"
         before = found.get(name, "")
         found[name] = f"{code}\n{before}" if first else f"{before}\n\n{code}" if before else code
     return found
+
+
+def continued(code: str) -> str:
+    """Put the value that a name has already where an example has `NAME = [...,` or `{...,`."""
+    code = re.sub(r"^(\w+) = \[(\s*)\.\.\.", r"\1 = [\2*\1", code, flags=re.MULTILINE)
+    return re.sub(r"^(\w+) = \{(\s*)\.\.\.", r"\1 = {\2**\1", code, flags=re.MULTILINE)
 
 
 class Project:
