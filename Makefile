@@ -24,7 +24,8 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/abuse tests/faults tests/races tests/test_axes.py tests/test_background.py \
     tests/test_bench_enumeration.py tests/test_canary.py tests/test_channels.py \
     tests/test_cluster.py tests/test_conf.py tests/test_cookies.py tests/test_demo.py \
-    tests/test_deployments.py tests/test_hashing.py tests/test_identifiers.py \
+    tests/test_deployments.py tests/test_existing_project_guide.py tests/test_hashing.py \
+    tests/test_identifiers.py \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_migrate_guide.py \
     tests/test_mutants.py \
