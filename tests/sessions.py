@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import connection
+from django.db.models.functions import Now
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from accesspass import sessions
 from accesspass.cache import ReplicatedCache
 from accesspass.exceptions import InvalidToken
+from accesspass.models import Node
 
 
 def cache_settings(location: str, **options: Any) -> Any:
@@ -98,6 +101,26 @@ def forget(pair: sessions.TokenPair) -> None:
 def is_in_memory() -> bool:
     """Whether the database is one that no other thread or process can see."""
     return connection.vendor == "sqlite" and connection.is_in_memory_db()  # type: ignore[attr-defined]
+
+
+def make_node(seconds_ago: float = 0, **fields: Any) -> Node:
+    """Insert what a made-up node reported so long ago."""
+    made_up = {
+        "host": "web-1",
+        "pid": Node.objects.count() + 1,
+        "version": "0.1",
+        "engine": "redis",
+        "role": "primary",
+        "epoch": "one",
+        "applied": 10,
+        "head": 10,
+        "staleness": 0.1,
+        "fresh": True,
+        "entries": 3,
+        "bytes": 300,
+    }
+    at = Now() - timedelta(seconds=seconds_ago)
+    return Node.objects.create(**{**made_up, **fields}, started_at=at, reported_at=at)
 
 
 real_database = pytest.mark.skipif(
