@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import OperationalError, connections
+from django.db import OperationalError, connection, connections
 from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
 from django.urls import resolve, reverse
 from django.utils.log import AdminEmailHandler
 from rest_framework.response import Response
@@ -627,6 +628,14 @@ def test_what_a_client_had_is_exchanged_for_tokens(user: Any) -> None:
     assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
     assert set(answer.data) == TOKENS
     assert sessions.authenticate(answer.data["access_token"])[0] == user
+
+
+@pytest.mark.django_db
+def test_an_exchange_writes_before_it_reads_so_that_it_can_wait_on_sqlite(user: Any) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert exchange(was=user.email).status_code == 200
+    first = next(x["sql"] for x in captured if x["sql"].split()[0] not in ("BEGIN", "SAVEPOINT"))
+    assert first.startswith("UPDATE")
 
 
 @pytest.mark.django_db
