@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.guides import Project, files_of
 
 SHOWN = files_of("how-to/existing-project.rst")
+FAST = "PASSWORD_HASHERS = ['django.contrib.auth.hashers.MD5PasswordHasher']\n"
 BEFORE = """
 import django
 django.setup()
@@ -73,6 +74,8 @@ def test_ten_lines_and_nothing_of_the_projects_is_lost(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.run("-m", "django", "startproject", "shop", ".")
     before = {name: (tmp_path / name).read_text() for name in diffs}
+    before["shop/settings.py"] += FAST
+    project.write(before)
     project.run("-c", BEFORE, DJANGO_SETTINGS_MODULE="shop.settings")
     project.write({name: apply(diff, before[name]) for name, diff in diffs.items()})
     project.run("-c", AFTER, DJANGO_SETTINGS_MODULE="shop.settings")
