@@ -29,6 +29,7 @@ CACHES = {
     },
 }
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}  # Django 6.1
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accesspass.authentication.TokenAuthentication"],
 }
