@@ -20,8 +20,9 @@ from accesspass import mail, sessions
 from accesspass.admin import AccountAdmin, SessionAdmin, SessionsOfUserMixin
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, EmailKey, MailRequest, Node, Session
+from accesspass.testing import age
 from tests.conftest import PASSWORD, MakeUser
-from tests.sessions import age, is_refused, make_node, options
+from tests.sessions import is_refused, make_node, options
 
 LISTS = ("account", "session", "mailrequest", "node")
 

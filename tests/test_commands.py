@@ -18,7 +18,8 @@ from django.test import override_settings
 from accesspass import background, mail, nodes, sessions
 from accesspass.management.commands import accesspass_status
 from accesspass.models import MailRequest, Session
-from tests.sessions import age, engine_out_of_reach, is_refused, make_node
+from accesspass.testing import age
+from tests.sessions import engine_out_of_reach, is_refused, make_node
 
 
 def run(*args: str, command: str = "accesspass_status") -> str:

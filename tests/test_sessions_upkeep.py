@@ -18,14 +18,13 @@ from django.test.utils import CaptureQueriesContext
 from accesspass import accounts, mail, sessions
 from accesspass.hooks import Hooks
 from accesspass.models import Account, MailRequest, Session
+from accesspass.testing import age, other_node
 from tests.sessions import (
-    age,
     engine_out_of_reach,
     forget,
     is_refused,
     make_user,
     options,
-    other_node,
     plain,
     queries,
     real_database,
