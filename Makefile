@@ -2,6 +2,7 @@
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
 #   make lint types docs what the names say (Python 3.11 or newer)
+#   make schema          writes docs/reference/openapi.yaml
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
@@ -28,14 +29,15 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
     tests/test_odd_users.py tests/test_on_postgresql.py tests/test_promise.py \
-    tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_services.py \
-    tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
+    tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_schema.py \
+    tests/test_services.py tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py \
+    tests/test_two_hosts.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
-    bench-sessions demo-hosts clean modern
+.PHONY: demo test test-long messages schema mutants lint types docs bench bench-cache \
+    bench-enumeration bench-sessions demo-hosts clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -55,6 +57,10 @@ test-long: $(VENV)/.has-dev
 
 messages: $(VENV)/.has-dev
 	@$(PY) -m tests.messages
+
+schema: $(VENV)/.has-dev
+	@$(PY) manage.py spectacular --settings=tests.settings.own_user --urlconf=accesspass.urls \
+	    --fail-on-warn --validate --file docs/reference/openapi.yaml
 
 mutants: $(VENV)/.has-dev
 	@$(PY) -m tests.mutants $(ARGS)

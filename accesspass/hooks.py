@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.utils.crypto import get_random_string
 
@@ -23,6 +23,10 @@ class Hooks:
     A method may raise any `accesspass.exceptions.AccessPassError` to refuse; the client gets its
     status and code.
     """
+
+    refusals: ClassVar[Mapping[str, Sequence[type[AccessPassError]]]] = {}
+    """The errors of its own that the hooks raise, as `{"login": [CodeRequired]}`: what the OpenAPI
+    description of an operation names beside the errors of AccessPass."""
 
     def user_id(self) -> str:
         """Return a new primary key for `accesspass.User`: at most 32 characters.

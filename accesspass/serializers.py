@@ -30,10 +30,10 @@ __all__ = [
     "PasswordResetSerializer",
     "RefreshSerializer",
     "RegisterSerializer",
+    "ServiceTokenSerializer",
     "SessionSerializer",
     "StrictFormParser",
     "StrictJSONParser",
-    "TokenSerializer",
     "UsernameForgotSerializer",
     "UsernameSerializer",
 ]
@@ -112,6 +112,10 @@ class _PasswordField(_TextField):
         return super().run_validation(data)
 
 
+class _MetaField(serializers.JSONField):
+    """What a client says of itself; that it is an object and not too large is seen to later."""
+
+
 class _Instant(serializers.Field[Any, Any, str, Any]):
     """A time in UTC (RFC 3339), whatever format and time zone the project's own API has."""
 
@@ -135,22 +139,21 @@ class RegisterSerializer(serializers.Serializer[Any]):
     email = _TextField(required=False, max_length=254)
     password = _PasswordField()
     password_confirm = _PasswordField(required=False)
-    meta = serializers.JSONField(required=False)
+    meta = _MetaField(required=False)
+
+    def get_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = super().get_fields()
+        fields["username"].required = not username_is_email()
+        fields["email"].required = email_field() is not None and not username_is_email()
+        return fields
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if username_is_email():
             attrs.setdefault("email", attrs.get("username", ""))
             attrs.setdefault("username", "")
-        missing = [
-            name
-            for name in ("username", "email")
-            if not attrs.get(name)
-            and not (name == "username" and username_is_email())
-            and not (name == "email" and email_field() is None)
-        ]
-        if missing:
-            message = self.fields["password"].error_messages["required"]
-            raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
+            if not attrs["email"]:
+                message = self.fields["email"].error_messages["required"]
+                raise serializers.ValidationError({"email": message}, code="required")
         attrs.setdefault("email", "")
         _compare_passwords(attrs, "password")
         return attrs
@@ -186,7 +189,7 @@ class LogoutSerializer(serializers.Serializer[Any]):
     refresh_token = _AnyField(required=False)
 
 
-class TokenSerializer(serializers.Serializer[Any]):
+class ServiceTokenSerializer(serializers.Serializer[Any]):
     """Of RFC 7662 and RFC 7009. `token_type_hint` is not needed: a token says what it is."""
 
     token = _TextField(trim_whitespace=False)
@@ -197,10 +200,10 @@ class SessionSerializer(serializers.Serializer[Session]):
 
     id = serializers.UUIDField()
     device = serializers.SerializerMethodField()
-    ip = serializers.IPAddressField()
+    ip = serializers.IPAddressField(allow_null=True)
     created_at = _Instant()
     last_used_at = _Instant()
-    expires_at = _Instant()
+    expires_at = _Instant(allow_null=True)
     current = serializers.SerializerMethodField()
 
     def get_device(self, session: Session) -> str:
@@ -260,7 +263,7 @@ class AccountSerializer(serializers.Serializer[Any]):
     """
 
     username = _TextField(required=False, max_length=255, write_only=True)
-    meta = serializers.JSONField(required=False, write_only=True)
+    meta = _MetaField(required=False, write_only=True)
     current_password = _PasswordField(required=False)
 
     def to_representation(self, instance: Any) -> dict[str, Any]:

@@ -45,10 +45,10 @@ from accesspass.serializers import (
     PasswordResetSerializer,
     RefreshSerializer,
     RegisterSerializer,
+    ServiceTokenSerializer,
     SessionSerializer,
     StrictFormParser,
     StrictJSONParser,
-    TokenSerializer,
     UsernameForgotSerializer,
     UsernameSerializer,
 )
@@ -159,7 +159,7 @@ class _AuthView(APIView):
         return cookies.sent_token(request._request)
 
     def handle_exception(self, exc: Exception) -> Response:
-        error = _translated(exc)
+        error = translated(exc)
         if error is None:
             self.raise_uncaught_exception(exc)
         status, code, detail, errors, wait = error
@@ -329,7 +329,7 @@ class _ServiceView(_AuthView):
     """
 
     parser_classes = [StrictFormParser]
-    serializer_class = TokenSerializer
+    serializer_class = ServiceTokenSerializer
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         if service_of(request._request) is None:
@@ -432,7 +432,7 @@ def _without_secrets(request: Request) -> dict[str, Any]:
     return data
 
 
-def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
+def translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
     """Return status, code, detail, errors by field, and seconds to wait; None if unexpected."""
     if isinstance(exc, (OperationalError, InterfaceError)):
         exc = Unavailable()
