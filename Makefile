@@ -28,7 +28,8 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_deployments.py tests/test_hashing.py tests/test_identifiers.py \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
-    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_promise.py \
+    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_openapi_client.py \
+    tests/test_promise.py \
     tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_schema.py \
     tests/test_services.py tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py \
     tests/test_two_hosts.py))

@@ -28,9 +28,7 @@ CHECKS = [
 
 
 @pytest.mark.parametrize("examples", [6, pytest.param(100, marks=pytest.mark.pipeline)])
-def test_every_answer_is_one_that_the_schema_names(
-    site: Site, examples: int
-) -> None:
+def test_every_answer_is_one_that_the_schema_names(site: Site, examples: int) -> None:
     schema = schemathesis.openapi.from_url(f"http://{site.host}:{site.port}/schema/?format=json")
     # One that is deleted, or logs out, has had its turn.
     headers = {"Authorization": f"Bearer {site.person().access}"}
