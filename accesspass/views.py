@@ -21,7 +21,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accesspass import accounts, background, cookies, mail, sessions, throttling
-from accesspass.authentication import TokenAuthentication, sent_token, service_of
+from accesspass.authentication import (
+    AuthenticatedRequest,
+    TokenAuthentication,
+    sent_token,
+    service_of,
+)
 from accesspass.bearer import challenge
 from accesspass.conf import conf
 from accesspass.exceptions import (
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
     from rest_framework.serializers import Serializer
 
-    from accesspass.sessions import SessionRecord, TokenPair
+    from accesspass.sessions import TokenPair
 
 __all__ = [
     "AccountDeleteView",
@@ -253,11 +258,11 @@ class CheckView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        record = request.auth
         return Response(
             {
-                "user": accounts.describe(cast("AbstractBaseUser", request.user), record.meta),
+                "user": accounts.describe(request.user, record.meta),
                 "claims": record.claims,
                 "email_confirmed": record.email_confirmed,
                 "expires_in": record.expires_in,
@@ -301,10 +306,9 @@ class SessionListView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
-        current = cast("SessionRecord", request.auth).id
-        context = {"current": current}
+    def get(self, request: AuthenticatedRequest) -> Response:
+        live = sessions.live(request.user)
+        context = {"current": request.auth.id}
         return Response([SessionSerializer(x, context=context).data for x in live])
 
 
@@ -314,8 +318,8 @@ class SessionDetailView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def delete(self, request: Request, session_id: str) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
+    def delete(self, request: AuthenticatedRequest, session_id: str) -> Response:
+        live = sessions.live(request.user)
         found = next((x for x in live if str(x.pk) == session_id.lower()), None)
         if found is None:
             raise NotFound
@@ -541,11 +545,11 @@ class PasswordChangeView(_SignedInView):
     serializer_class = PasswordChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         acknowledged = accounts.change_password(
-            cast("AbstractBaseUser", request.user),
+            request.user,
             **self.body(request),
-            session_id=cast("SessionRecord", request.auth).id,
+            session_id=request.auth.id,
             request=request._request,
         )
         return _ended(acknowledged)
@@ -565,13 +569,11 @@ class EmailChangeView(_SignedInView):
     serializer_class = EmailChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         # By the new address: nobody is to be written to again and again by strangers.
         throttling.count("mail", request._request, body["email"])
-        accounts.change_email(
-            cast("AbstractBaseUser", request.user), **body, request=request._request
-        )
+        accounts.change_email(request.user, **body, request=request._request)
         return _on_its_way()
 
 
@@ -591,16 +593,16 @@ class AccountView(_SignedInView):
 
     serializer_class = AccountSerializer
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
-        return self.show(cast("AbstractBaseUser", request.user), record.meta)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        return self.show(request.user, request.auth.meta)
 
     @sensitive_variables()
-    def patch(self, request: Request) -> Response:
+    def patch(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         values, fields = _split(body, AccountSerializer)
-        user = cast("AbstractBaseUser", request.user)
-        return self.show(*accounts.update(user, **values, fields=fields, request=request._request))
+        return self.show(
+            *accounts.update(request.user, **values, fields=fields, request=request._request)
+        )
 
     def show(self, user: AbstractBaseUser, meta: Mapping[str, Any]) -> Response:
         serializer: Any = self.serializer_class
@@ -613,9 +615,8 @@ class AccountDeleteView(_SignedInView):
     serializer_class = AccountDeleteSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
-        user = cast("AbstractBaseUser", request.user)
-        return _ended(accounts.delete(user, **self.body(request), request=request._request))
+    def post(self, request: AuthenticatedRequest) -> Response:
+        return _ended(accounts.delete(request.user, **self.body(request), request=request._request))
 
 
 def _on_its_way() -> Response:
