@@ -1,6 +1,7 @@
 # Every target sets up its own .venv from nothing but make and Python 3.10 or newer.
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
+#   make matrix          its quick part for every Python found, with two Djangos; ARGS too
 #   make lint types docs what the names say (Python 3.11 or newer)
 #   make schema          writes docs/reference/openapi.yaml
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
@@ -29,15 +30,14 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
     tests/test_odd_users.py tests/test_on_postgresql.py tests/test_openapi_client.py \
-    tests/test_promise.py \
-    tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_schema.py \
-    tests/test_services.py tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py \
-    tests/test_two_hosts.py))
+    tests/test_promise.py tests/test_readme.py tests/test_repository.py tests/test_resource.py \
+    tests/test_schema.py tests/test_services.py tests/test_throttling.py tests/test_tokens.py \
+    tests/test_triggers.py tests/test_two_hosts.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long messages schema mutants lint types docs bench bench-cache \
+.PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
     bench-enumeration bench-sessions demo-hosts clean modern
 .DELETE_ON_ERROR:
 
@@ -55,6 +55,9 @@ test: $(VENV)/.has-dev
 
 test-long: $(VENV)/.has-dev
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
+
+matrix:
+	@ARGS="$(ARGS)" .ci/matrix
 
 messages: $(VENV)/.has-dev
 	@$(PY) -m tests.messages
@@ -98,7 +101,7 @@ demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) .matrix build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \
 	    .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

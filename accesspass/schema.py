@@ -231,9 +231,9 @@ class AuthSchema(AutoSchema):
     @property
     def _operation(self) -> _Operation | None:
         """Our entry for the operation; None for a method that a subclass has added."""
-        operations = _operations()
-        ours = next(x for x in type(self.view).__mro__ if x in operations)
-        return operations[ours].get(self.method)
+        known = _operations()
+        ours = next((known[x] for x in type(self.view).__mro__ if x in known), {})
+        return ours.get(self.method)
 
     def get_operation(self, *args: Any, **kwargs: Any) -> _Schema | None:
         found: _Schema | None = super().get_operation(*args, **kwargs)
