@@ -206,7 +206,7 @@ _ERROR_NAMES = {
     (400, "invalid invalid_key parse_error"): "BadKey",
     (400, "invalid parse_error token_required"): "NoToken",
     (401, "invalid_client"): "UnknownClient",
-    (401, "invalid_credentials invalid_token token_required"): "Gone",
+    (401, "invalid_credentials invalid_token token_required"): "AccountUnauthorized",
     (401, "invalid_token"): "InvalidToken",
     (401, "invalid_token token_required"): "Unauthorized",
     (403, "origin_not_allowed"): "ForeignOrigin",
