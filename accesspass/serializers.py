@@ -1,4 +1,7 @@
-"""The shapes of request bodies. What the values mean is decided in `accounts`."""
+"""The shapes of request bodies. What the values mean is decided in `accounts`.
+
+The docstrings of serializers are read by clients: they stand in the OpenAPI description.
+"""
 
 from __future__ import annotations
 
@@ -129,11 +132,10 @@ class _Instant(serializers.Field[Any, Any, str, Any]):
 
 class RegisterSerializer(serializers.Serializer[Any]):
     """`username` may be left out where the user model's username is the e-mail address, and `email`
-    too if `username` holds that address.
+    too if `username` holds that address."""
 
-    A subclass may declare more fields: those that the user model has are put into the new user, and
-    all of them reach `Hooks.prepare_user` and `create_user`.
-    """
+    # A subclass may declare more fields: those that the user model has are put into the new user,
+    # and all of them reach `Hooks.prepare_user` and `create_user`.
 
     username = _TextField(required=False, max_length=255)
     email = _TextField(required=False, max_length=254)
@@ -196,7 +198,9 @@ class ServiceTokenSerializer(serializers.Serializer[Any]):
 
 
 class SessionSerializer(serializers.Serializer[Session]):
-    """A session as its user sees it. `context["current"]` is the id of the request's own."""
+    """A session as its user sees it. `current` marks the one of the request itself."""
+
+    # `context["current"]` is the id of that one.
 
     id = serializers.UUIDField()
     device = serializers.SerializerMethodField()
@@ -256,11 +260,13 @@ class AccountDeleteSerializer(serializers.Serializer[Any]):
 
 
 class AccountSerializer(serializers.Serializer[Any]):
-    """What a user may change, and see, of the own account.
+    """What a user may change of the own account. A new username needs the present password.
 
-    A subclass may declare more fields of the user model: they are shown under `user` and may be
-    changed, unless they are read-only. The address and the password have routes of their own.
+    The address and the password have routes of their own.
     """
+
+    # A subclass may declare more fields of the user model: they are shown under `user` and may be
+    # changed, unless they are read-only.
 
     username = _TextField(required=False, max_length=255, write_only=True)
     meta = _MetaField(required=False, write_only=True)
