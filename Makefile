@@ -10,6 +10,7 @@
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
+#   make screenshots     the pictures of the admin in the docs (needs a Chromium)
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -20,15 +21,15 @@ ARGS ?=
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 
-# The suite runs once under each user model. What no user model can change runs under the last
-# alone, whose closing line is the last line of the whole output; so do the races, which take long.
+# The suite runs under accesspass.User too, and in the pipeline under one with UUIDs. What no user
+# model can change runs under the last one alone, whose closing line is the last line of the output.
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/abuse tests/faults tests/races tests/test_axes.py tests/test_background.py \
     tests/test_bench_enumeration.py tests/test_canary.py tests/test_channels.py \
     tests/test_cluster.py tests/test_conf.py tests/test_cookies.py tests/test_demo.py \
     tests/test_deployments.py tests/test_hashing.py tests/test_identifiers.py \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
-    tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
+    tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py tests/test_nodes.py \
     tests/test_odd_users.py tests/test_on_postgresql.py tests/test_openapi_client.py \
     tests/test_promise.py tests/test_readme.py tests/test_repository.py tests/test_resource.py \
     tests/test_schema.py tests/test_services.py tests/test_throttling.py tests/test_tokens.py \
@@ -38,22 +39,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
-    bench-enumeration bench-sessions demo-hosts clean modern
+    bench-enumeration bench-sessions demo-hosts screenshots clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
 	@$(PY) example_project/demo.py $(ARGS)
 
+# Nothing to run, as under an -k of one's own, is no failure.
+define run_under
+	@echo "== with tests.settings.$(1)"
+	@$(PY) -m pytest --ds=tests.settings.$(1) $(2) $(ARGS) || { \
+	    status=$$?; [ $$status -eq 5 ] && [ -n '$(subst ','\'',$(ARGS))' ] || exit $$status; }
+endef
+
 test: $(VENV)/.has-dev
-	@for users in default_user uuid_user; do \
-	    echo "== with tests.settings.$$users"; \
-	    $(PY) -m pytest --ds=tests.settings.$$users $(APART_FROM_USERS) $(ARGS) || { \
-	        status=$$?; [ $$status -eq 5 ] && [ -n '$(subst ','\'',$(ARGS))' ] || exit $$status; }; \
-	done
+	$(call run_under,default_user,$(APART_FROM_USERS))
 	@echo "== with tests.settings.own_user"
 	@$(PY) -m pytest --ds=tests.settings.own_user $(ARGS)
 
 test-long: $(VENV)/.has-dev
+	$(call run_under,uuid_user,$(APART_FROM_USERS))
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
 
 matrix:
@@ -99,6 +104,9 @@ bench-enumeration: $(VENV)/.has-dev
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)
+
+screenshots: $(VENV)/.has-browser
+	@$(PY) -m tests.screenshots
 
 clean:
 	rm -rf $(VENV) .matrix build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from django.core import mail as django_mail
 from django.db import connections, router
 
-from accesspass import mail, sessions, triggers
+from accesspass import mail, nodes, sessions, triggers
 from accesspass.conf import conf
 from accesspass.models import Lease, Session, Throttle
 
@@ -53,6 +53,8 @@ JOBS = [
     Job("mail", lambda: 2.0, mail.deliver_due, leased=False),
     Job("mail purge", lambda: 3600.0, mail.purge),
     Job("throttles", lambda: 600.0, Throttle.objects.purge),
+    Job("report", lambda: nodes.REPORT_EVERY, nodes.report, leased=False),
+    Job("nodes", lambda: 600.0, nodes.purge),
 ]
 
 _TICK = 1.0

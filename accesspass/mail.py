@@ -22,7 +22,7 @@ from django.contrib.auth import get_user_model
 from django.core import mail as django_mail
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
@@ -193,11 +193,14 @@ def deliver(limit: int = 100, seconds: float = math.inf) -> int:
 
 
 def retry(queryset: Any) -> int:
-    """Give the dead letters among `queryset` a new set of attempts. Returns how many there were."""
+    """Give those of `queryset` that have failed a new set of attempts, the first one now.
+
+    That are the dead letters and what waits for its next attempt; not what somebody is sending just
+    now. Returns how many there were.
+    """
+    failed = Q(failed_at__isnull=False) | (Q(sent_at=None) & ~Q(error=""))
     return int(
-        queryset.exclude(failed_at=None).update(
-            failed_at=None, attempts=0, lease_until=Now(), error=""
-        )
+        queryset.filter(failed).update(failed_at=None, attempts=0, lease_until=Now(), error="")
     )
 
 
@@ -216,8 +219,9 @@ def _waiting(database: str) -> Any:
 def _claim(database: str, pk: int) -> MailRequest | None:
     """Take up a row by one conditional UPDATE; None if somebody else has."""
     rows = _waiting(database).filter(pk=pk)
+    # An error stands in a row that waits for another attempt, and in none that is being sent.
     claimed = rows.filter(lease_until__lte=Now()).update(
-        lease_until=Now() + _LEASE, attempts=F("attempts") + 1
+        lease_until=Now() + _LEASE, attempts=F("attempts") + 1, error=""
     )
     found: MailRequest | None = rows.select_related("user").first() if claimed else None
     return found

@@ -33,6 +33,7 @@ __all__ = [
     "Identifier",
     "Lease",
     "MailRequest",
+    "Node",
     "Session",
     "Throttle",
     "User",
@@ -394,6 +395,38 @@ class Lease(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Node(models.Model):
+    """What a serving process has last said of itself and of its replica; see `nodes`.
+
+    From `engine` on the names are those of the cache's `status()`; the times are the database's.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    host = models.CharField(_("host"), max_length=255)
+    pid = models.PositiveIntegerField(_("process id"))
+    version = models.CharField(_("version"), max_length=32)
+    started_at = models.DateTimeField(_("first report"))
+    reported_at = models.DateTimeField(_("last report"), db_index=True)
+    engine = models.CharField(_("engine"), max_length=32)
+    role = models.CharField(_("role"), max_length=32, blank=True, default="")
+    epoch = models.CharField(_("epoch"), max_length=64, blank=True, default="")
+    applied = models.PositiveBigIntegerField(_("applied"))
+    head = models.PositiveBigIntegerField(_("head"), null=True)
+    staleness = models.FloatField(_("staleness"), null=True)
+    fresh = models.BooleanField(_("fresh"))
+    entries = models.PositiveBigIntegerField(_("entries"))
+    bytes = models.PositiveBigIntegerField(_("bytes"))
+    last_resync = models.DateTimeField(_("last resync"), null=True)
+    counters = models.JSONField(_("counters"), default=dict)
+
+    class Meta:
+        verbose_name = _("node")
+        verbose_name_plural = _("nodes")
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
 
 
 class EmailKey(models.Model):

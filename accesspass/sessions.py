@@ -58,6 +58,7 @@ __all__ = [
     "TokenPair",
     "aauthenticate",
     "authenticate",
+    "has_expired",
     "introspect",
     "join",
     "keep",
@@ -742,6 +743,14 @@ def live(user: AbstractBaseUser) -> list[Session]:
         .order_by("-last_used_at", "pk")
     )
     return [row for row in rows if _why_dead(row) is None and not _is_idle(row)]
+
+
+def has_expired() -> Q:
+    """Return the condition on rows of sessions whose time is over, by lifetime or by idleness."""
+    expired = Q(expires_at__lte=Now())
+    if conf.SESSION_IDLE_LIFETIME is not None:
+        expired |= Q(last_used_at__lt=Now() - timedelta(seconds=conf.SESSION_IDLE_LIFETIME))
+    return expired
 
 
 def _everywhere(session_id: uuid.UUID, *, reason: str) -> bool:

@@ -13,13 +13,14 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import connection
+from django.db.models.functions import Now
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from accesspass import sessions
 from accesspass.cache import ReplicatedCache
 from accesspass.exceptions import InvalidToken
-from accesspass.models import Session
+from accesspass.models import Node, Session
 
 
 def cache_settings(location: str, **options: Any) -> Any:
@@ -117,6 +118,26 @@ def age(pair: sessions.TokenPair, seconds: float) -> None:
         if (moment := getattr(row, name)) is not None:
             setattr(row, name, moment - timedelta(seconds=seconds))
     row.save(update_fields=["last_used_at", "rotated_at", "revoked_at", "expires_at"])
+
+
+def make_node(seconds_ago: float = 0, **fields: Any) -> Node:
+    """Insert what a made-up node reported so long ago."""
+    made_up = {
+        "host": "web-1",
+        "pid": Node.objects.count() + 1,
+        "version": "0.1",
+        "engine": "redis",
+        "role": "primary",
+        "epoch": "one",
+        "applied": 10,
+        "head": 10,
+        "staleness": 0.1,
+        "fresh": True,
+        "entries": 3,
+        "bytes": 300,
+    }
+    at = Now() - timedelta(seconds=seconds_ago)
+    return Node.objects.create(**{**made_up, **fields}, started_at=at, reported_at=at)
 
 
 real_database = pytest.mark.skipif(

@@ -223,6 +223,13 @@ STEPS: list[Callable[[Caller], Any]] = [
     Caller.visit,
     Caller.log_out,
 ]
+# The pipeline tries them all.
+SHORT = {Caller.log_in, Caller.rotate}
+each_step = pytest.mark.parametrize(
+    "step",
+    [pytest.param(x, marks=[] if x in SHORT else [pytest.mark.pipeline]) for x in STEPS],
+    ids=lambda step: step.__name__,
+)
 
 
 @contextlib.contextmanager
@@ -359,7 +366,7 @@ def test_nothing_secret_is_in_a_repr(canaries: Canaries, engine_file: Path) -> N
         assert not canaries.seen_in(str(thing))
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@each_step
 def test_nothing_secret_is_in_the_report_of_an_error(
     canaries: Canaries, log: _Recorder, engine_file: Path, step: Any
 ) -> None:
@@ -376,7 +383,7 @@ def test_nothing_secret_is_in_the_report_of_an_error(
     assert leaks == []
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@each_step
 def test_nothing_secret_is_on_the_error_page_of_a_developer(
     canaries: Canaries, log: _Recorder, engine_file: Path, step: Any
 ) -> None:
@@ -404,7 +411,7 @@ def failures(step: Callable[[Caller], Any]) -> Iterator[Any]:
     raise AssertionError("there is no end")
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@each_step
 def test_nothing_secret_is_logged_when_the_database_or_the_engine_is_down(
     canaries: Canaries, log: _Recorder, engine_file: Path, step: Any
 ) -> None:

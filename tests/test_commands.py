@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.db.models.functions import Now
 from django.test import override_settings
 
-from accesspass import background, mail, sessions
+from accesspass import background, mail, nodes, sessions
+from accesspass.management.commands import accesspass_status
 from accesspass.models import MailRequest, Session
-from tests.sessions import age, engine_out_of_reach, is_refused
+from tests.sessions import age, engine_out_of_reach, is_refused, make_node
 
 
 def run(*args: str, command: str = "accesspass_status") -> str:
@@ -40,7 +42,7 @@ def test_status_counts_live_sessions_and_pending_publications(make_user: Any) ->
         found = json.loads(run("--json"))
         assert found["engine"] == "memory"
         assert (found["live_sessions"], found["pending_publications"]) == (1, 0)
-        assert f"epoch                 {found['epoch']}" in run()
+        assert f"epoch                  {found['epoch']}" in run()
 
 
 def test_status_counts_e_mails(user: Any) -> None:
@@ -63,11 +65,107 @@ def test_mail_once_delivers_what_is_due_and_ends(user: Any, mailoutbox: list[Any
 
 @pytest.mark.django_db
 def test_status_fails_if_the_engine_cannot_be_reached(tmp_path: Path) -> None:
+    out = io.StringIO()
     with (
         cache_at(f"sqlite:///{tmp_path}/absent/cache.db"),
-        pytest.raises(CommandError, match="cannot be reached"),
+        pytest.raises(CommandError, match="The engine cannot be reached") as caught,
     ):
+        call_command("accesspass_status", "--json", stdout=out)
+    # What is known is said all the same.
+    found = json.loads(out.getvalue())
+    assert found["problems"] == [str(caught.value)]
+    assert (found["epoch"], found["live_sessions"], found["nodes"]) == (None, 0, [])
+
+
+def test_status_fails_with_a_sentence_if_the_database_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> Any:
+        raise OperationalError("connection failed:\n    nobody listens")
+
+    monkeypatch.setattr(nodes, "overview", fail)
+    monkeypatch.setattr(accesspass_status, "_sessions", dict)
+    monkeypatch.setattr(accesspass_status, "_mails", dict)
+    expected = "^The database cannot be used: connection failed: nobody listens$"
+    with cache_at(f"memory://{uuid.uuid4()}"), pytest.raises(CommandError, match=expected):
         run()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_status_counts_reused_refresh_tokens_of_the_last_day(make_user: Any) -> None:
+    user = make_user()
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        pairs = [sessions.start(user) for _ in range(3)]
+        for pair in pairs[:2]:
+            sessions.revoke(pair.session_id, reason="refresh_token_reused")
+        age(pairs[0], 90_000)
+        sessions.revoke(pairs[2].session_id)
+        assert json.loads(run("--json"))["reuse_events_last_day"] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_status_does_not_call_an_expired_or_idle_session_live(make_user: Any) -> None:
+    user = make_user()
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        expired, idle = sessions.start(user, lifetime=60), sessions.start(user)
+        age(expired, 61)
+        age(idle, 7_300)
+        assert json.loads(run("--json"))["live_sessions"] == 1
+        with override_settings(ACCESSPASS={"SESSION_IDLE_LIFETIME": 7_200}):
+            assert json.loads(run("--json"))["live_sessions"] == 0
+
+
+@pytest.mark.django_db
+def test_status_shows_what_the_nodes_report() -> None:
+    make_node(20, host="web-1", pid=1, applied=100, head=100)
+    make_node(10, host="web-2", pid=2, applied=93, head=93, fresh=False, staleness=7.26)
+    make_node(300, host="web-3", pid=3, epoch="old")
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        found, shown = json.loads(run("--json")), run()
+    assert [(x["host"], x["state"], x["lag"], x["in_epoch"]) for x in found["nodes"]] == [
+        ("web-1", "fresh", 0, True),
+        ("web-2", "stale", 7, True),
+        ("web-3", "gone", 0, False),
+    ]
+    assert 10 <= found["nodes"][1]["report_age"] < 60
+    assert found["problems"] == []
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["web-2", "2", "stale", "primary", "yes", "93", "7", "7.3", "3", "300"] in [
+        line[:10] for line in lines
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [
+        ("--max-lag=7", None),
+        ("--max-lag=6", "Node web-2:2 is 7 writes behind."),
+        ("--max-staleness=8", None),
+        ("--max-staleness=5", "Node web-2:2 has been stale for 7.2 s."),
+        ("--max-queue=1", None),
+        ("--max-queue=0", "1 e-mails wait."),
+    ],
+)
+def test_status_fails_beyond_the_limits_that_it_is_given(limit: str, problem: str | None) -> None:
+    make_node(20, host="web-1", pid=1, applied=100, head=100)
+    make_node(10, host="web-2", pid=2, applied=93, head=93, staleness=7.2)
+    make_node(300, host="web-3", pid=3, staleness=100, applied=0, head=10)  # gone
+    mail.ask("confirm", "nobody@example.com")
+    with cache_at(f"memory://{uuid.uuid4()}"):
+        if problem is None:
+            run(limit)
+            return
+        with pytest.raises(CommandError) as caught:
+            run(limit)
+    assert (str(caught.value), caught.value.returncode) == (problem, 1)
+
+
+@pytest.mark.django_db
+def test_a_node_that_was_never_current_is_too_stale_for_any_limit() -> None:
+    make_node(host="web-1", pid=1, staleness=None, fresh=False, head=None, epoch="", applied=0)
+    with cache_at(f"memory://{uuid.uuid4()}"), pytest.raises(CommandError, match="never been"):
+        run("--max-staleness=60")
 
 
 def test_create_makes_what_the_engine_needs(tmp_path: Path) -> None:

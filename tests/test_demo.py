@@ -64,6 +64,7 @@ def test_the_demo_keeps_every_promise_and_stops_all_it_started() -> None:
     assert_gone({int(row["worker"]) for row in table})
 
 
+@pytest.mark.pipeline
 def test_the_demo_fails_where_the_workers_do_not_agree(tmp_path: Path) -> None:
     """A cache of each worker's own, under our alias, must not get past the demo."""
     (tmp_path / "unshared.py").write_text(
@@ -100,7 +101,9 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.pipeline)]
+)
 def test_the_server_stays_until_it_is_told_to_stop(number: signal.Signals) -> None:
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None

@@ -250,7 +250,6 @@ def gunicorn(worker: str, *, preload: bool) -> list[str]:
 
 def _gunicorns() -> Iterator[Any]:
     short = {("sync", True, "postgresql"), ("gthread", False, "valkey")}
-    short |= {("gevent", True, "postgresql"), ("gthread", True, "sqlite")}
     for worker, preload, store in itertools.product(
         ("sync", "gthread", "gevent"), (False, True), ("sqlite", "postgresql", "valkey")
     ):
@@ -569,7 +568,9 @@ assert cache.get("child") == 199 or time.sleep(0.5) or cache.get("child") == 199
 """
 
 
-@pytest.mark.parametrize("store", ["postgresql", "valkey"])
+@pytest.mark.parametrize(
+    "store", ["postgresql", pytest.param("valkey", marks=pytest.mark.pipeline)]
+)
 def test_a_fork_that_python_is_not_told_of_is_noticed_by_the_first_write_too(store: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK_IN_SECRET],
@@ -687,6 +688,7 @@ def test_djangos_runner_makes_clones_and_drops_databases_under_live_followers(
     wait_until(lambda: connections(database) == [], 2)
 
 
+@pytest.mark.pipeline
 def test_a_follower_that_held_on_would_keep_the_test_database_from_being_dropped() -> None:
     status, _, said = run_django_tests("--parallel=1", DEPLOYMENT_HOLD_ON="1")
     assert status != 0

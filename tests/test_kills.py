@@ -47,7 +47,7 @@ class Node:
         self.process.communicate()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.pipeline), "postgresql"])
 def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Node]]:
     if request.param == "sqlite":
         where = (str(tmp_path / "project.sqlite3"), f"sqlite:///{tmp_path}/accesspass.cache")

@@ -17,8 +17,8 @@ from tests.servers import require_postgresql, shared_postgresql
     ("model", "database"),
     [
         ("Number", ""),
-        ("Stubborn", ""),
-        ("Member", "postgresql"),
+        pytest.param("Stubborn", "", marks=pytest.mark.pipeline),
+        pytest.param("Member", "postgresql", marks=pytest.mark.pipeline),
         pytest.param("Member", "", marks=pytest.mark.pipeline),
     ],
 )

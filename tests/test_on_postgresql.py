@@ -13,12 +13,15 @@ import pytest
 from tests.servers import require_postgresql, shared_postgresql
 
 #: What every run has of which file; the pipeline has all of them.
-SHORT = {
-    "test_sessions.py": "refresh or rotation or reuse or thread or limit or overtaken",
-    "test_sessions_upkeep.py": "",
-    "test_triggers.py": "",
-}
-LONG = ["test_background.py", "test_receivers.py", "test_records.py", "test_sessions.py"]
+SHORT = {"test_sessions.py": "refresh or rotation or reuse or thread or limit or overtaken"}
+LONG = [
+    "test_background.py",
+    "test_receivers.py",
+    "test_records.py",
+    "test_sessions.py",
+    "test_sessions_upkeep.py",
+    "test_triggers.py",
+]
 RUNS = [
     *SHORT.items(),
     *(pytest.param(file, "", marks=pytest.mark.pipeline) for file in LONG),

@@ -58,6 +58,14 @@ class Mark(NamedTuple):
     generation: int
 
 
+class _Ahead(NamedTuple):
+    """A page that was asked for: what waits for it; when that was, and what was held then."""
+
+    receive: Callable[[], Page]
+    sent: float
+    top: int
+
+
 class Follower:
     """The replica of this process, and the only way to the engine.
 
@@ -100,6 +108,8 @@ class Follower:
         # The engine's clock less ours, and the number of its last write, when last heard of.
         self._offset: float | None = None
         self._head: int | None = None
+        # When the replica was last built anew, by the engine's clock.
+        self._resynced_at: float | None = None
         # Which thread of a process was the first to see that it is another one.
         self._entering: dict[int, int] = {}
         self._begin_process()
@@ -259,11 +269,17 @@ class Follower:
             old = replica = self._replica
             self._carry = []
         pid, restarts = self._pid, 0
+        ahead: _Ahead | None = None
         while True:
-            sent, top = clock(), replica.top
-            page = self.engine.changes(replica.applied, self.engine.page_size)
+            if ahead is None:
+                sent, top = clock(), replica.top
+                page = self.engine.changes(replica.applied, self.engine.page_size)
+            else:
+                receive, sent, top = ahead
+                page = receive()
             if pid != os.getpid():
                 raise EngineUnavailable("the process was forked meanwhile")
+            ahead = self._ask_ahead(replica, page)
             with self._lock:
                 self._hear(page, sent)
                 if self._replica is not old:  # a write was answered out of another history
@@ -275,12 +291,23 @@ class Follower:
                     if page.more:
                         continue
                     self._take_over(replica)
+                    if restarts:
+                        self._resynced_at = self.now()
                     return replica, sent
+            ahead = None
             if restarts == _RESTARTS:
                 raise EngineUnavailable("the log was cut again and again while it was read")
             restarts += 1
             self._counters["resyncs"] += 1
             logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head)
+
+    def _ask_ahead(self, replica: Replica, page: Page) -> _Ahead | None:
+        """Have the next page come while this one is applied, if there is one and the engine can."""
+        sent, top = clock(), replica.top
+        if not page.more:
+            return None
+        receive = self.engine.ask_ahead(page.changes[-1].seq, self.engine.page_size)
+        return None if receive is None else _Ahead(receive, sent, top)
 
     def _hear(self, page: Page, sent: float) -> None:
         """Note what a page says of the engine. One that took too long says little of its clock."""
@@ -577,6 +604,7 @@ class Follower:
             "fresh": staleness <= self.max_staleness,
             "entries": replica.total,
             "bytes": replica.held_bytes,
+            "last_resync": self._resynced_at,
             "counters": {name: self._counters[name] for name in _COUNTERS},
         }
 

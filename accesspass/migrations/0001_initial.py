@@ -122,6 +122,43 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="Node",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("host", models.CharField(max_length=255, verbose_name="host")),
+                ("pid", models.PositiveIntegerField(verbose_name="process id")),
+                ("version", models.CharField(max_length=32, verbose_name="version")),
+                ("started_at", models.DateTimeField(verbose_name="first report")),
+                ("reported_at", models.DateTimeField(db_index=True, verbose_name="last report")),
+                ("engine", models.CharField(max_length=32, verbose_name="engine")),
+                (
+                    "role",
+                    models.CharField(blank=True, default="", max_length=32, verbose_name="role"),
+                ),
+                (
+                    "epoch",
+                    models.CharField(blank=True, default="", max_length=64, verbose_name="epoch"),
+                ),
+                ("applied", models.PositiveBigIntegerField(verbose_name="applied")),
+                ("head", models.PositiveBigIntegerField(null=True, verbose_name="head")),
+                ("staleness", models.FloatField(null=True, verbose_name="staleness")),
+                ("fresh", models.BooleanField(verbose_name="fresh")),
+                ("entries", models.PositiveBigIntegerField(verbose_name="entries")),
+                ("bytes", models.PositiveBigIntegerField(verbose_name="bytes")),
+                ("last_resync", models.DateTimeField(null=True, verbose_name="last resync")),
+                ("counters", models.JSONField(default=dict, verbose_name="counters")),
+            ],
+            options={
+                "verbose_name": "node",
+                "verbose_name_plural": "nodes",
+            },
+        ),
+        migrations.CreateModel(
             name="Throttle",
             fields=[
                 ("key", models.CharField(max_length=64, primary_key=True, serialize=False)),

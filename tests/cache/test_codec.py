@@ -97,7 +97,7 @@ def alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(_values)
 def test_a_value_comes_back_equal_and_of_its_type(value: Any) -> None:
     assert alike(codec.decode(codec.encode(value)), value)
@@ -344,14 +344,14 @@ def test_a_response_that_is_not_rendered_or_streams_is_refused(tmp_path: Any) ->
 # Hostile bytes -------------------------------------------------------------------------------
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_more_than_raise_valueerror(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         codec.decode(data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(-128, 127), st.one_of(st.binary(max_size=50), _values.map(codec.encode)))
 def test_no_tag_with_whatever_in_it_does_more_than_raise_valueerror(tag: int, data: bytes) -> None:
     size = len(data).to_bytes(4, "big")

@@ -114,6 +114,25 @@ def test_pages_end_at_the_limit_and_say_that_there_is_more(make_engine: MakeEngi
     assert (len(exact.changes), exact.more) == (3, False)
 
 
+def test_what_was_asked_ahead_is_the_page_if_it_is_taken_and_forgotten_if_not(
+    make_engine: MakeEngine,
+) -> None:
+    engine, other = make_engine(), make_engine()
+    engine.write([Change(b"%02d" % i, b"v") for i in range(7)])
+    page = engine.changes(0, 3)
+    receive = engine.ask_ahead(3, 3)
+    if receive is not None:
+        page = receive()
+        assert ([entry.seq for entry in page.changes], page.more) == ([4, 5, 6], True)
+    engine.ask_ahead(6, 3)
+    other.write([Change(b"new", b"v")])
+    assert [entry.seq for entry in engine.changes(6, 3).changes] == [7, 8]
+    engine.ask_ahead(6, 3)
+    assert engine.read(b"new") == Entry(b"new", 8, 0, None, b"v")
+    assert engine.write([Change(b"newer", b"v")]).seq == 9
+    assert engine.changes(0, 0).head == 9
+
+
 def test_a_limit_of_nothing_reads_the_head_alone(make_engine: MakeEngine) -> None:
     engine = make_engine()
     assert not engine.changes(0, 0).more

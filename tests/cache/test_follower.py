@@ -172,6 +172,50 @@ def test_freshness_is_when_the_page_was_asked_for_not_when_it_came(
         assert got(follower) is None
 
 
+class AheadEngine(MemoryEngine):
+    """Takes the next page when it is asked ahead, and then calls ``meanwhile``."""
+
+    page_size = 2
+    meanwhile: list[Callable[[], None]] = []
+
+    def ask_ahead(self, after: int, limit: int) -> Callable[[], Page]:
+        page = self.changes(after, limit)
+        for each in self.meanwhile:
+            each()
+        return lambda: page
+
+
+def test_of_a_page_asked_ahead_that_is_when_it_was_asked_ahead(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(AheadEngine)
+    for number in range(3):
+        put(follower, b"old", b"%d" % number)
+    real_clock = follower_module.clock
+
+    def later() -> None:
+        monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
+
+    monkeypatch.setattr(AheadEngine, "meanwhile", [later])
+    follower.pull()
+    with down(follower):
+        assert got(follower, b"2") is None
+
+
+def test_an_own_write_after_a_page_was_asked_ahead_begins_nothing_anew(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(AheadEngine)
+    follower.pull()
+    for number in range(5):
+        put(follower, b"old", b"%d" % number)
+    joining = make_follower(AheadEngine)
+    monkeypatch.setattr(AheadEngine, "meanwhile", [lambda: put(joining, b"new", b"own")])
+    joining.pull()
+    assert joining.status()["counters"]["resyncs"] == 0
+    assert [got(joining, key) for key in (b"0", b"4", b"own")] == [b"old", b"old", b"new"]
+
+
 def test_the_clock_of_a_page_that_took_too_long_is_not_believed(
     make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +243,7 @@ def test_a_head_below_what_was_applied_starts_again(make_follower: MakeFollower)
     put(other, b"kept", b"kept")
     put(other, b"lost", b"lost")
     assert got(follower, b"lost") == b"lost"
+    assert follower.status()["last_resync"] is None
     engine = other.engine
     assert isinstance(engine, MemoryEngine)
     log = engine._log
@@ -209,6 +254,7 @@ def test_a_head_below_what_was_applied_starts_again(make_follower: MakeFollower)
     assert got(follower, b"lost") is None
     assert got(follower, b"kept") == b"kept"
     assert follower.status()["counters"]["resyncs"] == 1
+    assert 0 <= follower.now() - follower.status()["last_resync"] < 60
 
 
 def test_a_log_that_is_cut_again_and_again_is_given_up_for_now(

@@ -484,6 +484,43 @@ def test_waiting_ends_with_a_notification_that_came_with_another_answer(
     assert time.monotonic() - began < 20
 
 
+def test_waiting_ends_with_a_write_that_came_after_what_was_asked_ahead(
+    location: str, make_engine: MakeEngine
+) -> None:
+    reader, writer = make_engine(location), make_engine(location)
+    for key in "abc":
+        put(writer, key)
+    reader.changes(0, 0)
+    reader.wait(30.0)
+    assert reader.changes(0, 1).more
+    receive = reader.ask_ahead(1, 2)
+    assert receive is not None
+    assert reader._follower is not None
+    follower = reader._follower
+    wait_until(lambda: follower.is_alive() and not follower._libpq.is_busy())
+    put(writer, "d")
+    assert [entry.seq for entry in receive().changes] == [2, 3]
+    began = time.monotonic()
+    reader.wait(30.0)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.fault
+def test_a_page_asked_ahead_on_a_connection_that_was_lost_is_asked_for_again(
+    server: PostgreSQL, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(server.url())
+    for key in "abc":
+        put(engine, key)
+    assert engine.changes(0, 1).more
+    receive = engine.ask_ahead(1, 1)
+    assert receive is not None
+    server.terminate_backends()
+    wait_until(lambda: not backends(server))
+    assert [entry.seq for entry in receive().changes] == [2]
+    assert [entry.seq for entry in engine.changes(1, 5).changes] == [2, 3]
+
+
 def test_clearing_wakes_too(location: str, make_engine: MakeEngine) -> None:
     reader, writer = make_engine(location), make_engine(location)
     reader.changes(0, 0)

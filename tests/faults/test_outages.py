@@ -93,7 +93,9 @@ def test_a_server_killed_and_started_again_under_load_has_lost_nothing(
 
 
 @on_private_servers
-@pytest.mark.parametrize("fault", ["black hole", "frozen server"])
+@pytest.mark.parametrize(
+    "fault", ["black hole", pytest.param("frozen server", marks=pytest.mark.pipeline)]
+)
 def test_a_deleted_key_is_never_hit_after_max_staleness_and_the_node_heals(
     private_cluster: Cluster, fault: str
 ) -> None:

@@ -13,7 +13,7 @@ that were purged: a replica that stopped below it has missed deletions and start
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 __all__ = ["Change", "Condition", "Engine", "Entry", "Page", "Written", "is_live"]
@@ -154,6 +154,14 @@ class Engine(abc.ABC):
     def schema(self) -> str:
         """Return what an administrator runs where the project's role may not make tables."""
         return ""
+
+    def ask_ahead(self, after: int, limit: int) -> Callable[[], Page] | None:
+        """Begin ``changes`` without waiting for the answer.
+
+        Returns what waits for it and answers as ``changes`` does, as of some time after this call;
+        ``None`` if nothing was begun. It need not be called.
+        """
+        return None
 
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something new, at most ``timeout`` seconds.

@@ -8,9 +8,10 @@ notifies. The last number is the greatest one in the table, and the lock an advi
 holds the number, or is locked, doubles the time between one writer and the next, and leaves a dead
 version behind at each write, which pile up while somebody else's long transaction is open.
 
-**Following.** A pull is one statement too, so one snapshot. Notifications have no payload, they
-only say "look". Behind a pooler nobody listens: there LISTEN succeeds, what it asks for goes to a
-connection that is lent to others in the next moment, and the heartbeat is what is left.
+**Following.** A pull is one statement too, so one snapshot; while one page of many is applied, the
+server sends the next. Notifications have no payload, they only say "look". Behind a pooler nobody
+listens: there LISTEN succeeds, what it asks for goes to a connection that is lent to others in the
+next moment, and the heartbeat is what is left.
 
 **Which server.** What identifies a server is the system identifier of its cluster, its timeline,
 which a promotion changes, and the file of the table, which restoring a dump and TRUNCATE change.
@@ -428,8 +429,23 @@ class PostgreSQLEngine(Engine):
     # Reading ---------------------------------------------------------------------------------
 
     def changes(self, after: int, limit: int) -> Page:
-        wanted = limit + 1 if limit else 0
-        page, rows = self._select(self._changes, [_int8(after), _int8(wanted)], follow=True)
+        return self._page(after, limit, ahead=False)
+
+    def ask_ahead(self, after: int, limit: int) -> Callable[[], Page] | None:
+        if not limit or not self._following.acquire(blocking=False):
+            return None
+        try:
+            connection = self._follower
+            parameters = [_int8(after), _int8(limit + 1)]
+            if connection is None or not connection.send_ahead(self._changes, parameters):
+                return None
+        finally:
+            self._following.release()
+        return functools.partial(self._page, after, limit, ahead=True)
+
+    def _page(self, after: int, limit: int, *, ahead: bool) -> Page:
+        parameters = [_int8(after), _int8(limit + 1 if limit else 0)]
+        page, rows = self._select(self._changes, parameters, follow=True, ahead=ahead)
         if not limit:
             return page._replace(more=page.head > after)
         return page._replace(changes=rows[:limit], more=len(rows) > limit)
@@ -439,12 +455,17 @@ class PostgreSQLEngine(Engine):
         return rows[0] if rows else None
 
     def _select(
-        self, statement: _Statement, parameters: Sequence[bytes | None], *, follow: bool
+        self,
+        statement: _Statement,
+        parameters: Sequence[bytes | None],
+        *,
+        follow: bool,
+        ahead: bool = False,
     ) -> tuple[Page, _Rows]:
         """Read the log of a server that is known to be the one the log was written on."""
         until = time.monotonic() + self.deadline
         for _ in range(_CLAIMS):
-            result = self._run(statement, parameters, until, follow=follow)
+            result = self._run(statement, parameters, until, follow=follow, ahead=ahead)
             if not result.ntuples:
                 with self._unavailable(), self._writer(until) as connection:
                     self._make_schema(connection, until)
@@ -581,9 +602,12 @@ class PostgreSQLEngine(Engine):
         until: float,
         *,
         follow: bool,
+        ahead: bool = False,
         writes: bool = False,
     ) -> pq.abc.PGresult:
         """Run a statement; after making the tables, if they are not there.
+
+        ``ahead`` takes the answer to what was sent ahead, if that is still to come.
 
         Raises:
             EngineUnavailable: nothing happened.
@@ -595,7 +619,9 @@ class PostgreSQLEngine(Engine):
                 prepared = self._prepare
                 with self._follow(until) if follow else self._writer(until) as connection:
                     try:
-                        result = connection.run(statement, parameters, until, prepared=prepared)
+                        result = connection.run(
+                            statement, parameters, until, prepared=prepared, ahead=ahead
+                        )
                         if writes and connection.warning:
                             # Of what is run here the server warns only when it gave up waiting
                             # for a standby: the commit is done, but on this server alone.
@@ -687,8 +713,9 @@ class PostgreSQLEngine(Engine):
                 self._drop_follower()
             if self._follower is None:
                 self._follower = self._connect(until)
-            # Whatever was notified up to now is in what is read from now on.
-            self._follower.notified = False
+            if self._follower.ahead is None:
+                # Whatever was notified up to now is in what is asked for from now on.
+                self._follower.notified = False
             try:
                 yield self._follower
             except _RefusedError:
@@ -753,6 +780,8 @@ class _Connection:
         #: Whether a notification came that nobody has looked into yet.
         self.notified = False
         self.idle_since = 0.0
+        #: What was sent before anybody wanted its answer: the statement's name, its parameters.
+        self.ahead: tuple[bytes, Sequence[bytes | None]] | None = None
         connection.notice_handler = self._notice
 
     @classmethod
@@ -789,6 +818,7 @@ class _Connection:
         until: float,
         *,
         prepared: bool,
+        ahead: bool = False,
     ) -> pq.abc.PGresult:
         """Run a statement, with parameters and results in binary format."""
         formats = [1] * len(parameters)
@@ -800,6 +830,9 @@ class _Connection:
                 ),
             )
         name = statement.name
+        if ahead and self.ahead == (name, parameters):
+            self.ahead = None
+            return self._answer(until)
         if name not in self._prepared:
             try:
                 self._exchange(
@@ -811,6 +844,19 @@ class _Connection:
         return self._exchange(
             until, lambda: self._libpq.send_query_prepared(name, parameters, formats, 1)
         )
+
+    def send_ahead(self, statement: _Statement, parameters: Sequence[bytes | None]) -> bool:
+        """Send a prepared statement that ``run`` will be called for next. No waiting."""
+        if statement.name not in self._prepared or self.ahead is not None or self._ended:
+            return False
+        try:
+            formats = [1] * len(parameters)
+            self._libpq.send_query_prepared(statement.name, parameters, formats, 1)
+            self._libpq.flush()
+        except psycopg.Error:
+            return False  # the next call finds out what is wrong
+        self.ahead = statement.name, parameters
+        return True
 
     def execute(self, sql: str, until: float) -> None:
         """Run statements without parameters, in one transaction."""
@@ -868,16 +914,27 @@ class _Connection:
             self._ended = True
 
     def _exchange(self, until: float, send: Callable[[], None]) -> pq.abc.PGresult:
-        """Send something and return the last result.
+        """Send something and return the last result; raises as ``_answer``."""
+        if self.ahead is not None:  # nobody wants the answer that comes first any more
+            self.ahead = None
+            with contextlib.suppress(_RefusedError):
+                self._answer(until)
+        self.warning = ""
+        try:
+            send()
+        except psycopg.Error as error:
+            raise _LostError(_said(str(error)), sent=True) from None
+        return self._answer(until)
+
+    def _answer(self, until: float) -> pq.abc.PGresult:
+        """Return the last result of what was sent.
 
         Raises:
             _LostError: no answer, or not in time.
             _RefusedError: the answer is an error.
         """
-        self.warning = ""
         libpq = self._libpq
         try:
-            send()
             while libpq.flush():
                 ready = _poll([libpq.socket], select.POLLIN | select.POLLOUT, until)
                 if not ready:
