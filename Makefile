@@ -1,7 +1,9 @@
 # Every target sets up its own .venv from nothing but make and Python 3.10 or newer.
 #   make demo            the demo, on a server that stays until Ctrl-C; ARGS=--exit stops it at once
 #   make test            the whole suite; ARGS='-k refresh -x' goes to pytest
+#   make matrix          its quick part for every Python found, with two Djangos; ARGS too
 #   make lint types docs what the names say (Python 3.11 or newer)
+#   make schema          writes docs/reference/openapi.yaml
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks; ARGS=--quick
@@ -30,16 +32,16 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py tests/test_log_events.py \
     tests/test_mail_servers.py tests/test_metrics.py tests/test_middleware.py \
     tests/test_migrate_guide.py tests/test_mutants.py tests/test_nodes.py tests/test_odd_users.py \
-    tests/test_on_postgresql.py tests/test_promise.py tests/test_readme.py \
-    tests/test_repository.py tests/test_resource.py tests/test_services.py \
-    tests/test_testing_guide.py tests/test_throttling.py tests/test_tokens.py \
-    tests/test_triggers.py tests/test_two_hosts.py))
+    tests/test_on_postgresql.py tests/test_openapi_client.py tests/test_promise.py \
+    tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_schema.py \
+    tests/test_services.py tests/test_testing_guide.py tests/test_throttling.py \
+    tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-long messages mutants lint types docs bench bench-cache bench-enumeration \
-    bench-sessions demo-hosts screenshots clean modern
+.PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
+    bench-enumeration bench-sessions demo-hosts screenshots clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -61,8 +63,15 @@ test-long: $(VENV)/.has-dev
 	$(call run_under,uuid_user,$(APART_FROM_USERS))
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
 
+matrix:
+	@ARGS="$(ARGS)" .ci/matrix
+
 messages: $(VENV)/.has-dev
 	@$(PY) -m tests.messages
+
+schema: $(VENV)/.has-dev
+	@$(PY) manage.py spectacular --settings=tests.settings.own_user --urlconf=accesspass.urls \
+	    --fail-on-warn --validate --file docs/reference/openapi.yaml
 
 mutants: $(VENV)/.has-dev
 	@$(PY) -m tests.mutants $(ARGS)
@@ -104,7 +113,7 @@ screenshots: $(VENV)/.has-browser
 	@$(PY) -m tests.screenshots
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) .matrix build dist *.egg-info docs/_build .mypy_cache .pytest_cache .ruff_cache \
 	    .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -22,7 +22,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accesspass import accounts, background, cookies, mail, sessions, throttling
-from accesspass.authentication import TokenAuthentication, sent_token, service_of
+from accesspass.authentication import (
+    AuthenticatedRequest,
+    TokenAuthentication,
+    sent_token,
+    service_of,
+)
 from accesspass.bearer import challenge
 from accesspass.conf import conf
 from accesspass.exceptions import (
@@ -46,10 +51,10 @@ from accesspass.serializers import (
     PasswordResetSerializer,
     RefreshSerializer,
     RegisterSerializer,
+    ServiceTokenSerializer,
     SessionSerializer,
     StrictFormParser,
     StrictJSONParser,
-    TokenSerializer,
     UsernameForgotSerializer,
     UsernameSerializer,
 )
@@ -60,7 +65,7 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
     from rest_framework.serializers import Serializer
 
-    from accesspass.sessions import SessionRecord, TokenPair
+    from accesspass.sessions import TokenPair
 
 __all__ = [
     "AccountDeleteView",
@@ -161,7 +166,7 @@ class _AuthView(APIView):
         return cookies.sent_token(request._request)
 
     def handle_exception(self, exc: Exception) -> Response:
-        error = _translated(exc)
+        error = translated(exc)
         if error is None:
             self.raise_uncaught_exception(exc)
         status, code, detail, errors, wait = error
@@ -282,11 +287,11 @@ class CheckView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        record = request.auth
         return Response(
             {
-                "user": accounts.describe(cast("AbstractBaseUser", request.user), record.meta),
+                "user": accounts.describe(request.user, record.meta),
                 "claims": record.claims,
                 "email_confirmed": record.email_confirmed,
                 "expires_in": record.expires_in,
@@ -330,10 +335,9 @@ class SessionListView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
-        current = cast("SessionRecord", request.auth).id
-        context = {"current": current}
+    def get(self, request: AuthenticatedRequest) -> Response:
+        live = sessions.live(request.user)
+        context = {"current": request.auth.id}
         return Response([SessionSerializer(x, context=context).data for x in live])
 
 
@@ -343,8 +347,8 @@ class SessionDetailView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def delete(self, request: Request, session_id: str) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
+    def delete(self, request: AuthenticatedRequest, session_id: str) -> Response:
+        live = sessions.live(request.user)
         found = next((x for x in live if str(x.pk) == session_id.lower()), None)
         if found is None:
             raise NotFound
@@ -358,7 +362,7 @@ class _ServiceView(_AuthView):
     """
 
     parser_classes = [StrictFormParser]
-    serializer_class = TokenSerializer
+    serializer_class = ServiceTokenSerializer
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         if service_of(request._request) is None:
@@ -461,7 +465,7 @@ def _without_secrets(request: Request) -> dict[str, Any]:
     return data
 
 
-def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
+def translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
     """Return status, code, detail, errors by field, and seconds to wait; None if unexpected."""
     if isinstance(exc, (OperationalError, InterfaceError)):
         exc = Unavailable()
@@ -570,11 +574,11 @@ class PasswordChangeView(_SignedInView):
     serializer_class = PasswordChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         acknowledged = accounts.change_password(
-            cast("AbstractBaseUser", request.user),
+            request.user,
             **self.body(request),
-            session_id=cast("SessionRecord", request.auth).id,
+            session_id=request.auth.id,
             request=request._request,
         )
         return _ended(acknowledged)
@@ -594,13 +598,11 @@ class EmailChangeView(_SignedInView):
     serializer_class = EmailChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         # By the new address: nobody is to be written to again and again by strangers.
         throttling.count("mail", request._request, body["email"])
-        accounts.change_email(
-            cast("AbstractBaseUser", request.user), **body, request=request._request
-        )
+        accounts.change_email(request.user, **body, request=request._request)
         return _on_its_way()
 
 
@@ -620,16 +622,16 @@ class AccountView(_SignedInView):
 
     serializer_class = AccountSerializer
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
-        return self.show(cast("AbstractBaseUser", request.user), record.meta)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        return self.show(request.user, request.auth.meta)
 
     @sensitive_variables()
-    def patch(self, request: Request) -> Response:
+    def patch(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         values, fields = _split(body, AccountSerializer)
-        user = cast("AbstractBaseUser", request.user)
-        return self.show(*accounts.update(user, **values, fields=fields, request=request._request))
+        return self.show(
+            *accounts.update(request.user, **values, fields=fields, request=request._request)
+        )
 
     def show(self, user: AbstractBaseUser, meta: Mapping[str, Any]) -> Response:
         serializer: Any = self.serializer_class
@@ -642,9 +644,8 @@ class AccountDeleteView(_SignedInView):
     serializer_class = AccountDeleteSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
-        user = cast("AbstractBaseUser", request.user)
-        return _ended(accounts.delete(user, **self.body(request), request=request._request))
+    def post(self, request: AuthenticatedRequest) -> Response:
+        return _ended(accounts.delete(request.user, **self.body(request), request=request._request))
 
 
 def _on_its_way() -> Response:

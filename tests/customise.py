@@ -17,6 +17,8 @@ class ByInvitation(AccessPassError):
 
 
 class ShopHooks(Hooks):
+    refusals = {"register": [ByInvitation]}  # for the OpenAPI description
+
     def prepare_user(self, user, data):
         if data.get("invitation") != 1234:
             raise ByInvitation

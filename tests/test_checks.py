@@ -212,6 +212,7 @@ def test_dead_letters_are_a_warning(make_user: MakeUser) -> None:
     assert "1 e-mails" in found.msg
 
 
+@pytest.mark.django_db  # Django 6.1 runs those of the database too
 def test_manage_py_check_runs_them() -> None:
     with (
         override_settings(ACCESSPASS={"NONSENSE": 1}),

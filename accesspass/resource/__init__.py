@@ -18,7 +18,13 @@ from typing import Any
 from asgiref.sync import sync_to_async
 
 from accesspass import metrics
-from accesspass.bearer import BearerAuthentication, BearerMiddleware, token_required
+from accesspass.bearer import (
+    AuthenticatedHttpRequest,
+    AuthenticatedRequest,
+    BearerAuthentication,
+    BearerMiddleware,
+    token_required,
+)
 from accesspass.exceptions import InvalidToken, Unavailable
 from accesspass.resource.introspection import Introspection, IntrospectionFailed
 from accesspass.session_cache import DEAD, RecordCache, SessionRecord, find, identity, key
@@ -27,6 +33,8 @@ from accesspass.tokens import Token, TokenType, parse
 
 __all__ = [
     "AnonymousPrincipal",
+    "AuthenticatedHttpRequest",
+    "AuthenticatedRequest",
     "Principal",
     "ResourceServerAuthentication",
     "ResourceServerMiddleware",

@@ -17,6 +17,10 @@ class ResourceServerConfig(AppConfig):
     verbose_name = _("AccessPass resource server")
 
     def ready(self) -> None:
+        from django.apps import apps
+
         metrics.switch_on()
         register(checks.check_resource_server)
         register(checks.check_cache)
+        if apps.is_installed("drf_spectacular"):
+            from accesspass import security_scheme  # noqa: F401 - it registers itself
