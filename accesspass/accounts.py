@@ -272,8 +272,9 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address, and
-    with a request Throttled.
+    request is forgotten. Where the username is the address, the new one has to be possible as a
+    username too. Raises Invalid, Busy, NotFound where the user model has no address, and with a
+    request Throttled.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -285,6 +286,7 @@ def change_email(
     except FieldDoesNotExist:
         raise NotFound from None  # users of this model have no address
     user = _checked(user, current_password, request)
+    _name_following(user, email)
     database = router.db_for_write(Account)
     Account.objects.for_user(user)
     with transaction.atomic(using=database):
@@ -299,26 +301,51 @@ def change_email(
 def confirm_email_change(key: object, *, request: HttpRequest | None = None) -> AbstractBaseUser:
     """Make the address that a key was sent to the user's own: return the user.
 
-    The old address is told. Raises InvalidKey, and EmailTaken if somebody has it meanwhile.
+    A username that is the old address becomes the new one, since the old one may be somebody else's
+    from now on. The old address is told. Raises InvalidKey, EmailTaken if somebody has the new one
+    meanwhile, and Invalid for one that the username cannot be.
     """
     row = email_keys.read(key, EMAIL_CHANGE)
-    user: Any = row.user
-    old = email_of(user)
     try:
         with transaction.atomic(using=row._state.db):
             email_keys.consume(row)
-            setattr(user, user.get_email_field_name(), row.email)
+            user: AbstractBaseUser = _stored(row.user)
+            old, old_name = email_of(user), str(user.get_username())
+            changes = {user.get_email_field_name(): row.email, **_name_following(user, row.email)}
+            for field, value in changes.items():
+                setattr(user, field, value)
             if canonical(row.email) != canonical(old):
                 _claim_alias(user, row.email, EmailTaken)
             _record_confirmation(user, row.email)
-            user.save(update_fields=[user.get_email_field_name()])
+            user.save(update_fields=list(changes))
             email_keys.void(user)
             if old:
                 mail.notify(mail.EMAIL_CHANGED, user, address=old, request=request)
     except IntegrityError:
         raise EmailTaken from None
-    email_changed.send_robust(sender=type(user), user=user, old=old, new=row.email, request=request)
-    return row.user
+    sender, new_name = type(user), str(user.get_username())
+    email_changed.send_robust(sender=sender, user=user, old=old, new=row.email, request=request)
+    if new_name != old_name and not username_is_email():
+        username_changed.send_robust(
+            sender=sender, user=user, old=old_name, new=new_name, request=request
+        )
+    return user
+
+
+def _name_following(user: Any, email: str) -> dict[str, str]:
+    """Return by its field the username of a user who gets another address, if it changes too.
+
+    Raises Invalid, naming the address, if it has to and the new one cannot be a username.
+    """
+    name = str(user.get_username() or "")
+    if username_is_email() or canonical(name) != canonical(email_of(user)):
+        return {}
+    name = user.normalize_username(email)
+    try:
+        user._meta.get_field(user.USERNAME_FIELD).run_validators(name)
+    except ValidationError as error:
+        raise Invalid({"email": _messages(error)}) from None
+    return {user.USERNAME_FIELD: name}
 
 
 @sensitive_variables("current_password")
@@ -347,12 +374,8 @@ def update(
         if username_is_email():
             raise Invalid(_problem("username", _("The username is the e-mail address."), "invalid"))
         stored = _checked(user, current_password, request)
-        name = stored.normalize_username(username)
-        try:
-            identifiers.validate_username(name, email_of(stored))
-        except ValidationError as error:
-            raise Invalid({"username": _messages(error)}) from None
-        fields[stored.USERNAME_FIELD] = name
+        fields[stored.USERNAME_FIELD] = stored.normalize_username(username)
+        _refuse_username(fields[stored.USERNAME_FIELD], stored)
     for name, value in fields.items():
         setattr(stored, name, value)
     _refuse_bad_fields(stored, fields)
@@ -365,6 +388,9 @@ def update(
             if meta is not None:
                 account.meta = dict(meta)
                 account.save(update_fields=["meta"])
+            if new != old:
+                # Again: the address that it was equal to may have been another's by now.
+                _refuse_username(new, _stored(stored))
             if canonical(new) != canonical(old):
                 _claim_alias(stored, new, UsernameTaken)
             if fields:
@@ -751,6 +777,13 @@ def _claim_alias(user: AbstractBaseUser, name: str, error: type[Exception]) -> N
         held = Identifier.objects.using(database).filter(value=value, account_id=user.pk)
         if not held.exists():
             raise error from None
+
+
+def _refuse_username(name: str, user: Any) -> None:
+    try:
+        identifiers.validate_username(name, email_of(user))
+    except ValidationError as error:
+        raise Invalid({"username": _messages(error)}) from None
 
 
 def _refuse_bad_fields(user: Any, fields: Mapping[str, Any]) -> None:
