@@ -580,9 +580,14 @@ def sync_aliases(sender: type[Any], instance: Any, **kwargs: Any) -> None:
         return
     if fields is not None and names.isdisjoint(fields):
         return
-    account = Account.objects.using(kwargs["using"]).filter(pk=instance.pk).first()
-    if account is not None:
-        account.sync_aliases(instance)
+    database = kwargs["using"]
+    with transaction.atomic(using=database):
+        if not Account.objects.lock(instance.pk, database):
+            return
+        # The instance may have been loaded before somebody else changed the other name.
+        stored = sender._base_manager.using(database).filter(pk=instance.pk).first()
+        if stored is not None:
+            Account.objects.using(database).get(pk=instance.pk).sync_aliases(stored)
 
 
 def _new_user(

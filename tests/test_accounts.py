@@ -270,6 +270,18 @@ def test_an_outdated_alias_leads_to_nobody(user: Any) -> None:
     assert accounts.natural_key("bob@example.com") == "bob@example.com"
 
 
+@separate_username
+def test_a_save_of_an_instance_that_is_out_of_date_keeps_newer_aliases(user: Any) -> None:
+    account = Account.objects.for_user(user)
+    stale = User.objects.get(pk=user.pk)
+    user.email = "new@example.com"
+    user.save()
+    stale.username = "robert"
+    stale.save(update_fields=["username"])
+    held = account.identifiers.values_list("value", flat=True)
+    assert set(held) == {"robert", "new@example.com"}
+
+
 @pytest.mark.parametrize(
     "name", ["bob@example.com", "nobody@example.com", "x" * 255, "\ufdfa" * 20]
 )
