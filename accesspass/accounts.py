@@ -82,6 +82,7 @@ __all__ = [
     "register",
     "register_quietly",
     "reset_password",
+    "resolve_name",
     "set_claims",
     "update",
     "username_is_email",
@@ -116,17 +117,21 @@ def log_in(
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(_password_too_long())
     model: Any = get_user_model()
-    credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
-    confirmed = _confirmed_account(credentials) if conf.REQUIRE_CONFIRMED_EMAIL else None
+    key, is_loose = resolve_name(username)
+    credentials = {model.USERNAME_FIELD: key, "password": password}
+    is_possible = is_possible_username(key)
+    asks_account = conf.REQUIRE_CONFIRMED_EMAIL and is_possible
+    confirmed = _confirmed_account(credentials) if asks_account else None
     with hashing.slot(request):
-        if is_possible_username(credentials[model.USERNAME_FIELD]):
+        if is_possible:
             user = authenticate(request, **credentials)
         else:
             # No backend could look for it. It takes as long as any other unknown name.
             user = model().set_password(password)
     if user is None:
         raise InvalidCredentials
-    if conf.REQUIRE_CONFIRMED_EMAIL and (confirmed is None or not confirmed.is_confirmed(user)):
+    is_unconfirmed = confirmed is None or not confirmed.is_confirmed(user)
+    if is_loose or (conf.REQUIRE_CONFIRMED_EMAIL and is_unconfirmed):
         # What counts failures has to count this one too, or it would be told from the others.
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
@@ -453,9 +458,19 @@ def natural_key(name: str) -> str:
     A user whose natural key is exactly `name` comes first, then the one who holds its canonical
     form. Both are always looked for, so that an unknown name takes as long as a known one.
     """
+    return resolve_name(name)[0]
+
+
+def resolve_name(name: str) -> tuple[str, bool]:
+    """Return `natural_key(name)`, and whether it is a spelling that nobody may log in by.
+
+    That is one which the database alone takes for somebody's: by a collation that tells fewer
+    letters apart than the canonical form does, or since "07" is the number 7. There may be very
+    many of one name, and each would have limits of its own.
+    """
     model = get_user_model()
     if not is_plain_text(name):
-        return name
+        return name, False
     database = router.db_for_write(model)
     exact = None
     if is_possible_username(name):
@@ -469,11 +484,11 @@ def natural_key(name: str) -> str:
         else None
     )
     if exact is not None and str(exact) == name:
-        return name
+        return name, False
     # Compared again: the collation of the database may be looser, and the row may be out of date.
     if row is not None and any(canonical(str(value or "")) == alias for value in row):
-        return str(row[0])
-    return name
+        return str(row[0]), False
+    return name, exact is not None and canonical(str(exact)) != alias
 
 
 class Collision(NamedTuple):

@@ -151,7 +151,8 @@ class RegisterSerializer(serializers.Serializer[Any]):
         if missing:
             message = self.fields["password"].error_messages["required"]
             raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
-        attrs.setdefault("email", "")
+        if email_field() is None:
+            attrs["email"] = ""
         _compare_passwords(attrs, "password")
         return attrs
 
