@@ -5,6 +5,7 @@ These functions are what the views do, without HTTP: call them from a project's 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -72,6 +73,7 @@ __all__ = [
     "adopt",
     "change_email",
     "change_password",
+    "collisions",
     "confirm",
     "confirm_email_change",
     "delete",
@@ -510,13 +512,8 @@ def adopt(
     """
     model: Any = get_user_model()
     database = router.db_for_write(Account)
-    users = model._base_manager.using(database).filter(accesspass_account=None).order_by("pk")
-    last: Any = None
-    while True:
-        batch = list((users if last is None else users.filter(pk__gt=last))[:batch_size])
-        if not batch:
-            return
-        last = batch[-1].pk
+    users = model._base_manager.using(database).filter(accesspass_account=None)
+    for batch in _batches(users, batch_size):
         wanted = {(name, user.pk) for user in batch for name in aliases(user)}
         with transaction.atomic(using=database):
             Account.objects.using(database).bulk_create(
@@ -530,14 +527,39 @@ def adopt(
                 ],
                 ignore_conflicts=True,
             )
-            names = {name for name, _pk in wanted}
-            held = dict(
-                Identifier.objects.using(database)
-                .filter(value__in=names)
-                .values_list("value", "account_id")
-            )
-        lost = [Collision(name, pk, held[name]) for name, pk in wanted if held[name] != pk]
-        yield len(batch), sorted(lost, key=str)
+            lost = _held_by_others(database, wanted)
+        yield len(batch), lost
+
+
+def collisions(*, among: int | None = None, batch_size: int = 1000) -> Iterator[Collision]:
+    """Find the names of users that another user holds: those of the first `among` by primary key.
+
+    Two users who both have no account collide only when they are adopted.
+    """
+    model: Any = get_user_model()
+    database = router.db_for_write(Account)
+    users = model._base_manager.using(database)
+    most = None if among is None else math.ceil(among / batch_size)
+    for batch in itertools.islice(_batches(users, batch_size), most):
+        wanted = {(name, user.pk) for user in batch for name in aliases(user)}
+        yield from _held_by_others(database, wanted)
+
+
+def _batches(users: Any, size: int) -> Iterator[list[Any]]:
+    """Read users by primary key, so many at a time, with nothing held open between."""
+    users, last = users.order_by("pk"), None
+    while batch := list((users if last is None else users.filter(pk__gt=last))[:size]):
+        last = batch[-1].pk
+        yield batch
+
+
+def _held_by_others(database: str, wanted: set[tuple[str, Any]]) -> list[Collision]:
+    """Return which of these names, each with a user's key, are held by another user."""
+    names = {name for name, _pk in wanted}
+    identifiers = Identifier.objects.using(database).filter(value__in=names)
+    held = dict(identifiers.values_list("value", "account_id"))
+    found = [Collision(name, pk, held[name]) for name, pk in wanted if held.get(name, pk) != pk]
+    return sorted(found, key=str)
 
 
 def _adopted(user: Any, confirmed: bool) -> Account:

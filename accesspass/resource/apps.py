@@ -19,3 +19,4 @@ class ResourceServerConfig(AppConfig):
     def ready(self) -> None:
         register(checks.check_resource_server)
         register(checks.check_cache)
+        register(checks.check_keys, deploy=True)
