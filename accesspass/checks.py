@@ -212,6 +212,15 @@ def check_deployment(
                 id="accesspass.W016",
             )
         )
+    if str(settings.CACHES.get(conf.CACHE, {}).get("LOCATION", "")).startswith("memory:"):
+        found.append(
+            CheckWarning(
+                f"The engine of the cache {conf.CACHE!r} is in the memory of one process: with "
+                "several, a logout on one is not heard of by the others.",
+                hint="LOCATION 'memory://…' is for tests; 'database:default' needs no server.",
+                id="accesspass.W027",
+            )
+        )
     unlimited = [
         scope
         for scope, rates in conf.THROTTLES.items()

@@ -172,6 +172,12 @@ SOUND = {
         {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}
     ],
     "DEFAULT_FROM_EMAIL": "accounts@example.com",
+    "CACHES": {
+        "accesspass": {
+            "BACKEND": "accesspass.cache.ReplicatedCache",
+            "LOCATION": "sqlite:////tmp/never-opened",
+        }
+    },
 }
 
 
@@ -217,6 +223,7 @@ class Sender(Hooks):
             | {"DEFAULT_FROM_EMAIL": "webmaster@localhost"},
             [],
         ),
+        ({"CACHES": project.CACHES}, ["W027"]),
         ({"ACCESSPASS": {"NONSENSE": 1}}, []),  # E001 comes first
         ({"ACCESSPASS": ["NONSENSE"]}, []),
     ],

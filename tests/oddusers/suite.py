@@ -14,7 +14,7 @@ from django.db.models.signals import post_save
 from django.test import override_settings
 from rest_framework.test import APIClient
 
-from accesspass import accounts, sessions
+from accesspass import accounts, doctor, sessions
 from accesspass.exceptions import InvalidCredentials, InvalidToken, Unavailable
 from accesspass.models import Account
 from tests.oddusers.models import Club
@@ -109,6 +109,12 @@ def test_a_user_whom_the_manager_hides_is_a_user(user: Any) -> None:
     user.is_active = False
     user.save()
     assert is_refused(pair.access_token)
+
+
+def test_the_doctor_makes_a_user_for_a_session_and_deletes_it() -> None:
+    (found,) = [x for x in doctor.examine(try_login=True) if x.subject == "login"]
+    assert found.state == "ok", found
+    assert not User._base_manager.exists()
 
 
 def test_the_system_check_says_what_a_record_cannot_make() -> None:
