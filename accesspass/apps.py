@@ -43,7 +43,11 @@ class AccessPassConfig(AppConfig):
         register(checks.check_cache)
         register(model_checks.check_user_model)
         register(model_checks.check_mail)
+        register(model_checks.check_api)
+        register(model_checks.check_urls)
         register(checks.check_deployment, deploy=True)
+        register(checks.check_keys, deploy=True)
+        register(model_checks.check_mail_backend, deploy=True)
         register(model_checks.check_tables, Tags.database)
         if apps.is_installed("drf_spectacular"):
             from accesspass import schema  # noqa: F401 - it registers itself

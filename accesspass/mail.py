@@ -51,6 +51,7 @@ __all__ = [
     "USERNAME",
     "USERNAME_TAKEN",
     "ask",
+    "connection",
     "deliver",
     "deliver_due",
     "notify",
@@ -245,7 +246,7 @@ def _deliver(database: str, row: MailRequest) -> None:
             metrics.MAILS.count("dropped")
             return
         with metrics.MAIL.measure():
-            _connection().send_messages([message])
+            connection().send_messages([message])
     except Exception as error:  # noqa: BLE001 - each backend has errors of its own
         _record_failure(mine, row, error)
     else:
@@ -253,14 +254,15 @@ def _deliver(database: str, row: MailRequest) -> None:
         metrics.MAILS.count("sent")
 
 
-def _connection() -> Any:
+def connection() -> Any:
+    """Return a new connection of Django's e-mail backend, not opened yet."""
     # Django 6.1 has MAILERS, and deprecates get_connection().
     mailers = getattr(django_mail, "mailers", None)
-    connection: Any = django_mail.get_connection() if mailers is None else mailers.default
+    made: Any = django_mail.get_connection() if mailers is None else mailers.default
     # Without EMAIL_TIMEOUT a mail server that hangs would hold the thread for ever.
-    if getattr(connection, "timeout", 0) is None:
-        connection.timeout = _SOCKET_TIMEOUT
-    return connection
+    if getattr(made, "timeout", 0) is None:
+        made.timeout = _SOCKET_TIMEOUT
+    return made
 
 
 def _record_failure(mine: Any, row: MailRequest, error: Exception) -> None:

@@ -156,6 +156,8 @@ class RegisterSerializer(serializers.Serializer[Any]):
             if not attrs["email"]:
                 message = self.fields["email"].error_messages["required"]
                 raise serializers.ValidationError({"email": message}, code="required")
+        if email_field() is None:
+            attrs["email"] = ""
         attrs.setdefault("email", "")
         _compare_passwords(attrs, "password")
         return attrs

@@ -211,7 +211,8 @@ class RegisterView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         values, further = _split(body, RegisterSerializer)
-        throttling.count("register", request._request, values["email"])
+        name = values["email"] or values["username"]
+        throttling.count("register", request._request, name)
         values["fields"] = accounts.user_fields(further)
         values["data"] = {**_without_secrets(request), **further}
         values["request"] = request._request

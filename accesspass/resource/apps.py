@@ -22,5 +22,6 @@ class ResourceServerConfig(AppConfig):
         metrics.switch_on()
         register(checks.check_resource_server)
         register(checks.check_cache)
+        register(checks.check_keys, deploy=True)
         if apps.is_installed("drf_spectacular"):
             from accesspass import security_scheme  # noqa: F401 - it registers itself
