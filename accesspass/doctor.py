@@ -6,10 +6,13 @@ is over after a minute. No secret, and no error text that could quote one, is sh
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
+import signal
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -42,6 +45,7 @@ _OVERDUE = 60.0  # seconds that a mail, a publication or the housekeeping may be
 _CLOCKS = 60.0  # seconds by which clocks may differ: what the sweep allows for, and keys in mail
 _PROBE = 60.0  # seconds that a probe lives in the cache
 _PATIENCE = 5.0  # seconds until a probe has to be seen, and for a connection to BASE_URL
+_DEADLINE = 30.0  # seconds for each thing that is tried
 _SHOWN = 10  # names that collide
 _QUOTE_NOTHING = (Error, ImproperlyConfigured, InvalidCacheBackendError, ssl.SSLError)
 
@@ -75,7 +79,7 @@ def examine(*, send_to: str = "", try_login: bool = False) -> Iterator[Finding]:
     if reachable:
         yield from _guarded("mail", _mail_queue)
         yield from _guarded("housekeeping", _housekeeping)
-        yield from _guarded("names", _names)
+        yield from _guarded("names", _names, deadline=600)  # reads every user
     else:
         yield Finding("housekeeping", "skipped", "Not looked at: it needs the database.")
     yield from _guarded("passwords", _passwords)
@@ -86,11 +90,39 @@ def examine(*, send_to: str = "", try_login: bool = False) -> Iterator[Finding]:
         yield Finding("login", "skipped", "No session was begun: --try-login does, if it can.")
 
 
-def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(
+    subject: str, look: Callable[[], Iterator[Finding]], deadline: float | None = None
+) -> Iterator[Finding]:
+    deadline = _DEADLINE if deadline is None else deadline
     try:
-        yield from look()
+        with _at_most(deadline):
+            yield from look()
+    except TimeoutError:
+        yield Finding(subject, "broken", f"There was no answer within {_seconds(deadline)}.")
     except Exception as error:  # noqa: BLE001 - what others look at is to be looked at all the same
         yield Finding(subject, "broken", f"It fails: {_explained(error)}.")
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after so long: a server that hangs is reported to nobody by TCP.
+
+    Signals, by which it is done, reach the main thread alone, which runs commands.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _explained(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import signal
 import socket
 import ssl
 import subprocess
@@ -181,6 +182,22 @@ def test_a_database_that_does_not_fit_is_broken(wrong: Callable[[], Any], words:
     # What needs it is not tried.
     others = {x.subject: x.state for x in found}
     assert (others["housekeeping"], others["login"]) == ("skipped", "skipped")
+
+
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="signals reach it alone"
+)
+def test_a_server_that_hangs_is_broken_and_the_rest_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(doctor, "_DEADLINE", 1.0)
+    monkeypatch.setattr(doctor, "_clock", lambda alias: threading.Event().wait(60))
+    found = {x.subject: x for x in examined(try_login=True)}
+    assert found["database"].says == "There was no answer within 1 s."
+    assert (found["database"].state, found["login"].state) == ("broken", "skipped")
+    assert found["passwords"].state == "ok"
+    assert signal.getsignal(signal.SIGALRM) is handler
 
 
 def test_a_clock_that_is_off_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
