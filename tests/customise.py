@@ -46,7 +46,7 @@ class RegisterSerializer(accesspass_serializers.RegisterSerializer):
 
 class AccountSerializer(accesspass_serializers.AccountSerializer):
     first_name = serializers.CharField(max_length=150, required=False)
-    last_login = serializers.DateTimeField(read_only=True)
+    last_login = serializers.DateTimeField(read_only=True, allow_null=True)
 
 
 class RegisterView(views.RegisterView):
