@@ -268,7 +268,10 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
     token = _parse(access_token)
     del access_token  # a report of an error further down would show it
     cache = _cache()
-    return _from_cache(cache, token) or _read_through(cache, token)
+    try:
+        return _from_cache(cache, token) or _read_through(cache, token)
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable from error
 
 
 def introspect(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -344,8 +347,6 @@ def _read_through(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, S
     except InvalidToken:
         outcome = "refused"
         raise
-    except (OperationalError, InterfaceError) as error:
-        raise Unavailable from error
     finally:
         metrics.CHECKS.count(outcome)
 
