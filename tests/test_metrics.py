@@ -457,7 +457,7 @@ def test_no_span_says_a_token_or_an_address(user: Any, monkeypatch: pytest.Monke
         def send_messages(self, messages: Any) -> None:
             raise Refused(f"550 {messages[0].to} {messages[0].body}")
 
-    monkeypatch.setattr(mail, "_connection", Quoting)
+    monkeypatch.setattr(mail, "connection", Quoting)
     pair = sessions.start(user)
     sessions.revoke(pair.session_id)
     forget(pair)
