@@ -74,6 +74,7 @@ def _operations() -> dict[type[Any], dict[str, _Operation]]:
         views.RegisterView: {"POST": register},
         views.LoginView: {"POST": _Operation("login", tokens, password)},
         views.RefreshView: {"POST": _Operation("refreshToken", tokens, refused)},
+        views.ExchangeView: {"POST": _Operation("exchangeToken", tokens, [InvalidToken])},
         views.CheckView: {"GET": _Operation("checkToken", {200: "Check"})},
         views.LogoutView: {"POST": _Operation("logout", ended, logout)},
         views.LogoutAllView: {"POST": _Operation("logoutEverywhere", ended, logout)},

@@ -29,6 +29,7 @@ from django.test import override_settings
 
 from accesspass import doctor, mail, sessions
 from accesspass.models import Account, Identifier, Lease, MailRequest, Session, Throttle
+from accesspass.testing import age
 from tests.conftest import MakeUser
 from tests.mail_servers import SMTPServer
 from tests.servers import (
@@ -41,7 +42,7 @@ from tests.servers import (
     shared_postgresql,
     shared_valkey,
 )
-from tests.sessions import age, engine_out_of_reach
+from tests.sessions import engine_out_of_reach
 from tests.test_checks import SOUND
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +116,7 @@ def test_the_command_exits_with_1_if_anything_is_broken() -> None:
     assert {x["subject"] for x in answer["findings"] if x["state"] == "broken"} == {"cache"}
     out = io.StringIO()
     call_command("accesspass_doctor", stdout=out)
-    assert "ok       database: SQLite answers; 8 tables" in out.getvalue()
+    assert "ok       database: SQLite answers; 9 tables" in out.getvalue()
 
 
 def test_settings_that_cannot_be_read_come_first() -> None:
@@ -351,7 +352,7 @@ def test_housekeeping_that_nobody_does_is_said(make_user: MakeUser) -> None:
     assert (state, "for 180 minutes" in says) == ("warning", True)
     with engine_out_of_reach():
         sessions.revoke(pair.session_id)
-    age(pair, 120)
+        age(pair, 120)
     ((state, says), _nothing) = about("housekeeping")
     assert state == "broken"
     assert says.startswith("1 sessions ended")
