@@ -31,6 +31,7 @@ OPTIONS: Mapping[str, Any] = {
     "RETENTION": 3600.0,
     "MAX_ENTRIES": None,
     "CULL_FREQUENCY": 3,
+    "ENGINE": None,
     "CODEC": "accesspass.cache.codec.MsgpackCodec",
     "SIGNING_KEYS": None,
     "MIN_REPLICAS": 0,
