@@ -36,6 +36,10 @@ class _NeverAdded(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Nothing on the page can be changed: writing all columns back would undo what others
+        have written since they were read, such as a revocation."""
+
 
 class _ByUser(admin.ModelAdmin):  # type: ignore[type-arg]
     """Rows that are searched for by the names of their user too, whatever the user model is."""
@@ -152,6 +156,16 @@ class AccountAdmin(SessionsOfUserMixin, _ByUser, _NeverAdded):
         if form.changed_data:
             obj.save(update_fields=form.changed_data)
             sessions.sync(obj.user)
+
+    def delete_model(self, request: HttpRequest, obj: Account) -> None:
+        user = obj.user
+        super().delete_model(request, obj)
+        # Records out there have its claims and its confirmation, and no sweep finds them any more.
+        sessions.revoke_all(user, reason="admin", request=request)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Account]) -> None:
+        for account in queryset:
+            self.delete_model(request, account)
 
 
 class _SessionStateFilter(admin.SimpleListFilter):

@@ -1,7 +1,8 @@
 """Tries the whole path on the live configuration and says in sentences what is wrong.
 
 Nothing is left behind: what is written to tables is rolled back, and what is published to the cache
-is over after a minute. No secret, and no error text that could quote one, is shown.
+is over after a minute. Only who listens to the signals of a login that was asked for, as an audit
+log does, keeps what it heard. No secret, and no error text that could quote one, is shown.
 """
 
 from __future__ import annotations

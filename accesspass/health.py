@@ -31,8 +31,12 @@ __all__ = ["app_name", "live", "ready", "urlpatterns"]
 logger = logging.getLogger("accesspass.health")
 
 _DEADLINE = 2.0  # seconds: shorter than a load balancer's patience
-# When a question is asked anew though the thread that asked it has not come back, in seconds.
-_ABANDONED = 30.0
+# When a question is asked anew though the thread that asked it has not come back, in seconds, and
+# how many threads may be out at a time.
+_ABANDONED, _MOST = 30.0, 3
+# For how long an answer is good for others too, in seconds: whoever asks without a pause costs no
+# connection each time.
+_REUSED = 1.0
 
 
 def ready(request: HttpRequest) -> HttpResponse:
@@ -101,8 +105,10 @@ def _ask_database() -> bool:
     return True
 
 
-# What is asked and was not answered yet, and when it was asked.
+# What was asked last, and when.
 _asked: dict[str, tuple[Future[bool], float]] = {}
+# The threads that have not come back.
+_out: list[tuple[str, threading.Thread]] = []
 
 
 def _ask(name: str, question: Callable[[], bool]) -> Future[bool]:
@@ -110,11 +116,15 @@ def _ask(name: str, question: Callable[[], bool]) -> Future[bool]:
 
     While one thread waits nobody else asks the same: what hangs costs one thread, not one for each
     health check. Only after long is it asked anew, because a connection may be lost that the
-    server has forgotten.
+    server has forgotten, and never by more than a few threads.
     """
     found, since = _asked.get(name, (None, 0.0))
-    if found is not None and not found.done() and time.monotonic() - since < _ABANDONED:
-        return found
+    if found is not None:
+        age = time.monotonic() - since
+        if age < (_REUSED if found.done() else _ABANDONED):
+            return found
+        if sum(asked == name for asked, _ in _out) >= _MOST:
+            return found
     answer: Future[bool] = Future()
 
     def run() -> None:
@@ -126,15 +136,29 @@ def _ask(name: str, question: Callable[[], bool]) -> Future[bool]:
             logger.warning("health.failed: %s: %s", name, error, extra=extra)
         finally:
             connections.close_all()
+            _out.remove(place)
             answer.set_result(good)
 
+    thread = threading.Thread(target=run, name=f"accesspass-health-{name}", daemon=True)
+    place = (name, thread)
     # Two that come at once may each begin one: better than a lock, which a fork could leave held.
+    _out.append(place)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads
+        _out.remove(place)
+        answer.set_result(False)
+        return answer
     _asked[name] = answer, time.monotonic()
-    threading.Thread(target=run, name=f"accesspass-health-{name}", daemon=True).start()
     return answer
 
 
-os.register_at_fork(after_in_child=_asked.clear)
+def _forget() -> None:
+    _asked.clear()
+    _out.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _open(view: Callable[[HttpRequest], HttpResponse]) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import os
 import threading
 import time
@@ -48,6 +49,8 @@ __all__ = [
     "is_on",
     "switch_on",
 ]
+
+logger = logging.getLogger("accesspass.metrics")
 
 
 class Counter:
@@ -155,11 +158,21 @@ class Duration:
         self.buckets = buckets
         #: Who wants to be told.
         self.sinks: list[Callable[[float], object]] = []
+        self._failed = False
         METRICS.append(self)
 
     def observe(self, seconds: float) -> None:
+        """Tell whoever wants to know. One who fails, as on a full disk, ends no login."""
         for sink in self.sinks:
-            sink(seconds)
+            try:
+                sink(seconds)
+            except Exception as error:  # noqa: BLE001 - a library's, whatever it is
+                if not self._failed:  # once in each process
+                    self._failed = True
+                    extra = {"event": "metrics.failed", "metric": self.name}
+                    logger.error(
+                        "metrics.failed: %s: %s", self.name, type(error).__name__, extra=extra
+                    )
 
     @contextmanager
     def measure(self) -> Iterator[None]:

@@ -56,6 +56,11 @@ def get(where: str = "") -> tuple[int, dict[str, str]]:
     return response.status_code, response.json()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_asked() -> None:
+    health._forget()
+
+
 # In one process -------------------------------------------------------------------------------
 
 
@@ -145,6 +150,45 @@ def test_what_hangs_costs_one_thread_and_no_check_waits_for_it(
     assert wait_until(lambda: get()[0] == 200)
 
 
+def test_what_hangs_for_ever_costs_a_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = [], threading.Event()
+
+    def hang() -> bool:
+        asked.append(1)
+        return go_on.wait(30)
+
+    monkeypatch.setattr(health, "_ABANDONED", 0.0)
+    try:
+        for _ in range(20):
+            health._ask("database", hang)
+        assert wait_until(lambda: len(asked) == health._MOST)
+        last = health._ask("database", hang)
+    finally:
+        go_on.set()
+    assert last.result(10) is True
+    assert len(asked) == health._MOST
+
+
+def test_an_answer_is_good_for_a_while_and_not_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "_REUSED", 60.0)
+    assert health._ask("database", lambda: True).result(10) is True
+    assert health._ask("database", lambda: False).result(10) is True
+    monkeypatch.setattr(health, "_REUSED", 0.0)
+    assert health._ask("database", lambda: False).result(10) is False
+
+
+def test_without_a_thread_to_be_had_the_answer_is_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert health._ask("database", lambda: True).result(10) is False
+    assert health._ask("database", lambda: True).result(10) is True
+
+
 def test_a_question_that_fails_is_answered_with_no(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> bool:
         raise ZeroDivisionError
@@ -226,8 +270,9 @@ def test_dead_and_frozen_servers_are_told_from_each_other_and_hang_nobody(
     assert watched.once("GET", "/health/live/").status == 200
 
     watched.database.start()
-    assert watched.health() == (200, "stale", "answers")
+    wait_until(lambda: watched.health() == (200, "stale", "answers"))
     watched.database.freeze()
+    wait_until(lambda: watched.health()[0] == 503)  # the last answer is good for a second
     # More of them than there are threads in the server: each is answered all the same.
     answers = watched.at_once(12, "GET", "/health/")
     assert {x.status for x in answers} == {503}

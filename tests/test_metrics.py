@@ -511,3 +511,18 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     for query in queries:
         for value in re.findall(r'outcome=~?"([^"]*)"', query):
             assert set(value.split("|")) <= outcomes, query
+
+
+def test_a_time_that_cannot_be_noted_ends_nothing_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: float) -> None:
+        raise OSError("no space left on device")
+
+    noted: list[float] = []
+    monkeypatch.setattr(metrics.HASH_WAIT, "sinks", [full, noted.append])
+    monkeypatch.setattr(metrics.HASH_WAIT, "_failed", False)
+    for _ in range(2):
+        metrics.HASH_WAIT.observe(1.0)
+    assert noted == [1.0, 1.0]
+    assert caplog.text.count("metrics.failed: ") == 1

@@ -17,7 +17,7 @@ from rest_framework.test import APIClient, APIRequestFactory
 from accesspass import accounts, hashing, sessions
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Session
-from accesspass.views import ExchangeView
+from accesspass.views import ExchangeView, StrictJSONParser
 from tests.conftest import PASSWORD
 
 User: Any = get_user_model()
@@ -650,3 +650,19 @@ def test_a_refused_exchange_is_a_401_and_undoes_what_was_used_up(user: Any) -> N
     user.refresh_from_db()
     assert user.email != "used@example.com"
     assert not Session.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_body_that_comes_slowly_holds_no_transaction_open(
+    user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    parse = StrictJSONParser.parse
+
+    def parsed(*args: Any, **named: Any) -> Any:
+        seen.append(connection.in_atomic_block)
+        return parse(*args, **named)
+
+    monkeypatch.setattr(StrictJSONParser, "parse", parsed)
+    assert exchange(was=user.email).status_code == 200
+    assert seen == [False]

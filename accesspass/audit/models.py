@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router
 from django.db.models.functions import Now
@@ -29,10 +29,12 @@ class EventManager(models.Manager["Event"]):
 
         `user_id` is the primary key of the user, who may be gone. Returns how many events it was.
         """
-        return (
-            self._all()
-            .filter(user_id=str(user_id))
-            .update(user_id="", username="", session_id=None, ip=None, user_agent="", details={})
+        about = self._all().filter(user_id=str(user_id))
+        by = self._all().filter(details__by=str(user_id)).exclude(user_id=str(user_id))
+        # What an administrator did to others is theirs; only who it was goes.
+        named = sum(by.filter(pk=event.pk).update(details=_unnamed(event)) for event in by)
+        return named + about.update(
+            user_id="", username="", session_id=None, ip=None, user_agent="", details={}
         )
 
     def purge(self) -> int:
@@ -47,6 +49,10 @@ class EventManager(models.Manager["Event"]):
 
     def _all(self) -> models.QuerySet[Event]:
         return self.using(router.db_for_write(self.model))
+
+
+def _unnamed(event: Event) -> dict[str, Any]:
+    return {name: value for name, value in event.details.items() if name != "by"}
 
 
 class Event(models.Model):

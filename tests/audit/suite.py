@@ -188,6 +188,16 @@ def test_an_event_outlives_its_user_until_it_is_anonymised(api: APIClient, user:
     assert not Event.objects.exclude(session_id=None).exists()
 
 
+def test_an_administrator_is_forgotten_where_others_were_acted_on_too(user: Any) -> None:
+    details = {"reason": "admin", "by": "root"}
+    Event.objects.create(
+        created_at=Now(), action="session_revoked", user_id=str(user.pk), details=details
+    )
+    assert Event.objects.anonymise("root") == 1
+    left = Event.objects.get()
+    assert (left.user_id, left.details) == (str(user.pk), {"reason": "admin"})
+
+
 def test_a_receiver_of_the_project_may_anonymise_who_is_deleted(api: APIClient, user: Any) -> None:
     def forget(user_id: Any, **_: Any) -> None:
         Event.objects.anonymise(user_id)
