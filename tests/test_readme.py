@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import django
+
 from accesspass.cache.backend import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +79,12 @@ def test_the_output_in_readme_is_what_the_demo_prints() -> None:
         [sys.executable, str(demo), "--exit"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    shown = without_measurements(block("demo"))
-    assert len(shown) > 20
-    assert shown == without_measurements(done.stdout)
+    shown, printed = block("demo"), done.stdout
+    assert len(shown.splitlines()) > 20
+    if f"Django {django.VERSION[0]}.{django.VERSION[1]}." not in shown:
+        # Each Django has savepoints and queries of its own. None is none for all of them.
+        shown, printed = (re.sub(r"(?m)[1-9]\d*$", "N", text) for text in (shown, printed))
+    assert without_measurements(shown) == without_measurements(printed)
 
 
 def test_the_five_lines_are_all_that_a_new_project_needs(tmp_path: Path) -> None:
