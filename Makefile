@@ -8,7 +8,7 @@
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
-#   make screenshots     the pictures of the admin in the docs (needs a Chromium)
+#   make screenshots     the pictures of the page and the admin in the docs (needs a Chromium)
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
@@ -28,7 +28,7 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_deployments.py tests/test_hashing.py tests/test_identifiers.py \
     tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
     tests/test_mail_servers.py tests/test_middleware.py tests/test_mutants.py \
-    tests/test_nodes.py tests/test_odd_users.py tests/test_on_postgresql.py tests/test_promise.py \
+    tests/test_nodes.py tests/test_odd_users.py tests/test_on_postgresql.py tests/test_page.py tests/test_promise.py \
     tests/test_readme.py tests/test_repository.py tests/test_resource.py tests/test_services.py \
     tests/test_throttling.py tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
 
@@ -54,7 +54,7 @@ test: $(VENV)/.has-dev
 	@echo "== with tests.settings.own_user"
 	@$(PY) -m pytest --ds=tests.settings.own_user $(ARGS)
 
-test-long: $(VENV)/.has-dev
+test-long: $(VENV)/.has-dev $(VENV)/.has-browser
 	$(call run_under,uuid_user,$(APART_FROM_USERS))
 	@$(PY) -m pytest -m 'scale or browser or pipeline' $(ARGS) || [ $$? -eq 5 ]
 

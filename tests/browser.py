@@ -33,15 +33,16 @@ class PageServer(Cluster):
 
     Args:
         store: ``ACCESSPASS_DEMO_STORE``, that of the example if empty.
+        debug: ``DJANGO_DEBUG``.
     """
 
-    def __init__(self, store: str = "") -> None:
+    def __init__(self, store: str = "", *, debug: bool = True) -> None:
         super().__init__(workers=3, store=store)
         (self.folder / "page_settings.py").write_text(_SETTINGS)
         self.url = f"http://{self.host}:{self.port}"
         self.environment.update(
             ACCESSPASS_BASE_URL=self.url,
-            DJANGO_DEBUG="1",
+            DJANGO_DEBUG=str(int(debug)),
             DJANGO_SETTINGS_MODULE="page_settings",
         )
 

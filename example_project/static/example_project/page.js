@@ -273,6 +273,7 @@ async function askWorkers() {
     if (!(await renew()) && user) signOut("This session has ended.");
     return;
   }
+  round.sort(([, , one], [, , other]) => one - other);
   for (const answered of round) note(...answered);
   for (const [pid, worker] of workers) {
     if (performance.now() - worker.seen > FORGET) workers.delete(pid);
@@ -347,6 +348,7 @@ async function endAll() {
   show();
   $("#ending h3").tabIndex = -1;
   $("#ending h3").focus();
+  await askWorkers(); // now, and not when the next round is due
 }
 
 // The outbox -------------------------------------------------------------------------------------
