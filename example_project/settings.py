@@ -60,7 +60,7 @@ REST_FRAMEWORK = {
 ACCESSPASS = {
     "BASE_URL": os.environ.get("ACCESSPASS_BASE_URL", "http://localhost:8000"),
     # For the page: no script can read it, so it outlives a reload in the safest place there is.
-    # Without the prefix __Secure-, which browsers refuse to keep over http://localhost.
+    # Without the prefix __Secure-, which browsers refuse to keep over plain HTTP.
     "REFRESH_COOKIE": "refresh",
     "TOKEN_KEYS": SHARED_KEYS,
     "INTROSPECTION_CLIENTS": {"notes": hashlib.sha256(SERVICE_SECRET.encode()).hexdigest()},
