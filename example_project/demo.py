@@ -4,8 +4,10 @@
 ``ACCESSPASS_DEMO_DIR``, which it keeps), serves it with gunicorn and three workers on a free
 port, and talks to it over new connections. Every answer is checked: the exit status is 1 and the
 reason is printed as soon as one is not what AccessPass promises. The server then stays until
-Ctrl-C; ``--exit`` stops it at once, ``--readme`` also rewrites the block in README.md,
-``--settings`` takes another settings module, one with another cache say.
+Ctrl-C, with a page for browsers and with ``DEBUG``, so that the page shows the e-mails.
+
+``--exit`` stops it at once, ``--readme`` also rewrites the block in README.md, ``--page`` does
+nothing but serve, ``--settings`` takes another settings module, one with another cache say.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.cookies import SimpleCookie
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +39,7 @@ README_BLOCK = re.compile(
 )
 WORKERS = 3
 PATIENCE = 30.0  # seconds, for anything that is waited for
+COOKIE = "refresh"  # REFRESH_COOKIE of the settings
 PASSWORD = "correct horse battery staple"  # noqa: S105 - of a user who lives for a second
 
 
@@ -51,6 +55,7 @@ class Answer(NamedTuple):
     worker: int
     queries: int
     milliseconds: float
+    refresh: str | None  # the refresh token, out of its cookie
 
 
 class Client:
@@ -66,11 +71,12 @@ class Client:
         *,
         body: dict[str, str] | None = None,
         token: str | None = None,
+        refresh: str | None = None,
     ) -> Answer:
-        """Send one request to whichever worker takes it."""
+        """Send one request to whichever worker takes it; ``refresh`` goes in its cookie."""
         connection = self._connect()
         try:
-            self._request(connection, method, path, body=body, token=token)
+            self._request(connection, method, path, body=body, token=token, refresh=refresh)
             return self._answer(connection.getresponse())
         finally:
             connection.close()
@@ -116,10 +122,14 @@ class Client:
         *,
         body: dict[str, str] | None = None,
         token: str | None = None,
+        refresh: str | None = None,
     ) -> None:
         headers = {"Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
+        if refresh is not None:
+            headers["Cookie"] = f"{COOKIE}={refresh}"
+            headers["Origin"] = f"http://{connection.host}:{connection.port}"
         if body is None:
             connection.request(method, path, headers=headers)
         else:
@@ -131,12 +141,14 @@ class Client:
         content = response.read()
         try:
             body = json.loads(content) if content else {}
+            cookie = SimpleCookie(response.headers.get("Set-Cookie")).get(COOKIE)
             return Answer(
                 response.status,
                 body,
                 int(response.headers["X-Demo-Worker"]),
                 int(response.headers["X-Demo-Queries"]),
                 int(response.headers["X-Demo-Time"]) / 1000,
+                None if cookie is None else cookie.value,
             )
         except (ValueError, TypeError) as error:
             shown = f"{response.status} {content!r:.200}"
@@ -172,12 +184,17 @@ def short(token: str) -> str:
     return f"{token[:6]}…{token[-4:]}"
 
 
+def store() -> str:
+    """Return what the settings keep everything in."""
+    scheme = os.environ.get("ACCESSPASS_DEMO_STORE", "sqlite").partition(":")[0]
+    return {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(scheme, "SQLite and Valkey")
+
+
 def pair(answer: Answer) -> tuple[str, str]:
     """Return the access token and the refresh token of an answer."""
-    try:
-        return str(answer.body["access_token"]), str(answer.body["refresh_token"])
-    except KeyError:
-        raise DemoFailed(f"no tokens in the answer, which has {sorted(answer.body)}") from None
+    if "access_token" not in answer.body or answer.refresh is None:
+        raise DemoFailed(f"no tokens in the answer, which has {sorted(answer.body)}")
+    return answer.body["access_token"], answer.refresh
 
 
 def expect(
@@ -251,7 +268,7 @@ def play(client: Client, out: Transcript) -> None:
     out.row(f"GET {auth}check/ {short(forged)}", answer, "invalid_token")
 
     out.say("The refresh token is exchanged for a new pair")
-    answer = client.send("POST", f"{auth}refresh/", body={"refresh_token": refresh})
+    answer = client.send("POST", f"{auth}refresh/", body={}, refresh=refresh)
     expect(answer, 200)
     used = refresh
     access, refresh = pair(answer)
@@ -264,7 +281,7 @@ def play(client: Client, out: Transcript) -> None:
     expect(answer, 204)
     out.row(f"POST {auth}logout/ {short(access)}", answer, "")
     refused_everywhere(access)
-    answer = client.send("POST", f"{auth}refresh/", body={"refresh_token": refresh})
+    answer = client.send("POST", f"{auth}refresh/", body={}, refresh=refresh)
     expect(answer, 401, code="invalid_token")
     out.row(f"POST {auth}refresh/ {short(refresh)}", answer, "invalid_token")
 
@@ -278,7 +295,11 @@ def play(client: Client, out: Transcript) -> None:
 @contextmanager
 def server(folder: Path, settings: str) -> Iterator[Client]:
     """Migrate a project in ``folder``, serve it, and stop everything at the end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, port = listener.getsockname()
     environment = {
+        "ACCESSPASS_BASE_URL": f"http://{host}:{port}",
+        "DJANGO_DEBUG": "1",
         **os.environ,
         "ACCESSPASS_DEMO_DIR": str(folder),
         "DJANGO_SECRET_KEY": secrets.token_urlsafe(50),
@@ -286,11 +307,11 @@ def server(folder: Path, settings: str) -> Iterator[Client]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
     }
     migrate = [sys.executable, str(ROOT / "manage.py"), "migrate", "--verbosity=0"]
-    done = subprocess.run(migrate, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DemoFailed(f"the migration failed:\n{done.stderr}")
     log_path = folder / "gunicorn.log"
-    with socket.create_server(("127.0.0.1", 0)) as listener, log_path.open("wb") as log:
+    with listener, log_path.open("wb") as log:
+        done = subprocess.run(migrate, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DemoFailed(f"the migration failed:\n{done.stderr}")
         command = [sys.executable, "-m", "gunicorn", "--workers", str(WORKERS)]
         command += ["--bind", f"fd://{listener.fileno()}", "--no-control-socket"]
         command += ["--chdir", str(ROOT), "example_project.wsgi:application"]
@@ -304,7 +325,6 @@ def server(folder: Path, settings: str) -> Iterator[Client]:
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
         try:
-            host, port = listener.getsockname()
             client = Client(host, port)
             try:
                 client.send_to_all("GET", "/hello/")
@@ -349,40 +369,45 @@ def write_readme(text: str) -> None:
     README.write_text(new, encoding="utf-8")
 
 
-def run(*, leave: bool, readme: bool, settings: str) -> None:
-    """Run the demo; with ``leave`` stop the server after it, else wait for Ctrl-C."""
+def run(*, script: bool, leave: bool, readme: bool, settings: str) -> None:
+    """Serve, and act out the script; with ``leave`` stop after it, else wait for Ctrl-C."""
     out = Transcript()
-    with demo_folder() as folder:
-        out.say(
-            f"Django {version('Django')}, Python {platform.python_version()}, SQLite, "
-            f"gunicorn with {WORKERS} workers"
-        )
-        out.head()
-        with server(folder, settings) as client:
+    with demo_folder() as folder, server(folder, settings) as client:
+        if script:
+            out.say(
+                f"Django {version('Django')}, Python {platform.python_version()}, {store()}, "
+                f"gunicorn with {WORKERS} workers"
+            )
+            out.head()
             play(client, out)
             out.say("All as promised.")
             if readme:
                 write_readme(out.text)
-            if not leave:
-                host, port = client.address
-                print(f"\nThe server stays at http://{host}:{port}/auth/ until Ctrl-C.", flush=True)
-                print(f"Try: curl -i http://{host}:{port}/auth/login/ \\", flush=True)
-                print(f"  --json '{json.dumps({'username': 'ada', 'password': PASSWORD})}'")
-                sys.stdout.flush()
-                signal.pause()
+        if not leave:
+            host, port = client.address
+            print(f"\nThe server stays at http://{host}:{port}/ until Ctrl-C.", flush=True)
+            print("Open it in a browser", end="")
+            print(f", as ada with the password {PASSWORD!r}." if script else ".", flush=True)
+            signal.pause()
 
 
 def main() -> int:
     """Parse the command line, run, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--exit", action="store_true", help="stop the server after the script")
+    parser.add_argument("--page", action="store_true", help="leave the script out, only serve")
     parser.add_argument("--readme", action="store_true", help="rewrite the block in README.md")
     parser.add_argument("--settings", default="example_project.settings", help="settings module")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        run(leave=options.exit, readme=options.readme, settings=options.settings)
+        run(
+            script=not options.page,
+            leave=options.exit,
+            readme=options.readme,
+            settings=options.settings,
+        )
     except DemoFailed as failure:
         print(f"\nNot as promised: {failure}", file=sys.stderr)
         return 1

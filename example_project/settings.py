@@ -1,15 +1,28 @@
-"""Settings of the example: SQLite, one machine, many workers.
+"""Settings of the example, an authorization server: SQLite, one machine, many workers.
 
-From the environment: ``ACCESSPASS_DEMO_DIR``, the folder of the database (default: this one),
-``DJANGO_SECRET_KEY``, ``DJANGO_DEBUG`` (``1`` or ``0``, default ``0``), and what it shares with the
-resource server beside it: ``ACCESSPASS_SHARED_KEY`` and ``ACCESSPASS_SERVICE_SECRET``.
+From the environment:
+
+``ACCESSPASS_DEMO_STORE``
+    What to keep everything in. Default: SQLite. A ``postgresql://`` URL: that database. A
+    ``redis://`` URL: SQLite, and the replicated cache on that Redis or Valkey.
+``ACCESSPASS_DEMO_DIR``
+    The folder of SQLite's file and of the e-mails (default: this one).
+``ACCESSPASS_BASE_URL``
+    Where links in e-mails lead to (default: ``http://localhost:8000``).
+``DJANGO_DEBUG``
+    ``1`` or ``0`` (default). With ``1`` the page shows the e-mails to anybody.
+``DJANGO_SECRET_KEY``, ``ACCESSPASS_SHARED_KEY``, ``ACCESSPASS_SERVICE_SECRET``
+    Secrets. The last two are known to the resource server beside it too.
 """
 
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 DATA = Path(os.environ.get("ACCESSPASS_DEMO_DIR", Path(__file__).resolve().parent))
+STORE = os.environ.get("ACCESSPASS_DEMO_STORE", "sqlite")
 
 # Good on this machine alone, as ALLOWED_HOSTS is. The demo passes a random one.
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY", "django-insecure-for-the-example-alone")
@@ -29,13 +42,14 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "accesspass",
+    "example_project",
 ]
 AUTH_USER_MODEL = "accesspass.User"
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
     "accesspass": {
         "BACKEND": "accesspass.cache.ReplicatedCache",
-        "LOCATION": "database:default",
+        "LOCATION": STORE if STORE.startswith(("redis:", "rediss:")) else "database:default",
         "OPTIONS": {"SIGNING_KEYS": SHARED_KEYS},
     },
 }
@@ -44,7 +58,10 @@ REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
 }
 ACCESSPASS = {
-    "BASE_URL": "http://localhost:8000",
+    "BASE_URL": os.environ.get("ACCESSPASS_BASE_URL", "http://localhost:8000"),
+    # For the page: no script can read it, so it outlives a reload in the safest place there is.
+    # Without the prefix __Secure-, which browsers refuse to keep over plain HTTP.
+    "REFRESH_COOKIE": "refresh",
     "TOKEN_KEYS": SHARED_KEYS,
     "INTROSPECTION_CLIENTS": {"notes": hashlib.sha256(SERVICE_SECRET.encode()).hexdigest()},
 }
@@ -53,8 +70,20 @@ ACCESSPASS = {
 EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_FILE_PATH = DATA / "mails"
 
-DATABASES = {
-    "default": {
+if STORE.startswith(("postgresql:", "postgres:")):
+    _parts = urlsplit(STORE)
+    _options = dict(parse_qsl(_parts.query))
+    _database: dict[str, Any] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(_parts.path.lstrip("/")),
+        "USER": unquote(_parts.username or ""),
+        "PASSWORD": unquote(_parts.password or ""),
+        "HOST": _options.pop("host", _parts.hostname or ""),
+        "PORT": str(_parts.port or ""),
+        "OPTIONS": _options,
+    }
+else:
+    _database = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATA / "db.sqlite3",
         "OPTIONS": {
@@ -64,7 +93,7 @@ DATABASES = {
             "init_command": "PRAGMA journal_mode=WAL;",
         },
     }
-}
+DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},

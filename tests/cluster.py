@@ -31,6 +31,7 @@ from example_project.settings import *
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 ACCESSPASS = {**ACCESSPASS, "REFRESH_GRACE": 60, "THROTTLES": {"login": None}}
+ACCESSPASS["REFRESH_COOKIE"] = None
 if "ACCESSPASS_LOCATION" in os.environ:
     CACHES["accesspass"]["LOCATION"] = os.environ["ACCESSPASS_LOCATION"]
 """
@@ -59,12 +60,13 @@ class Cluster(Server):
     Args:
         workers: how many sync workers serve it.
         location: the cache's LOCATION, that of the example if empty.
+        store: what the example is to be on, SQLite if empty.
     """
 
     application = "example_project.wsgi:application"
     probe = "/hello/"
 
-    def __init__(self, workers: int = 4, location: str = "") -> None:
+    def __init__(self, workers: int = 4, location: str = "", store: str = "") -> None:
         super().__init__(make_folder(), free_port())
         self.workers = workers
         (self.folder / "cluster_settings.py").write_text(_SETTINGS)
@@ -79,6 +81,8 @@ class Cluster(Server):
         }
         if location:
             environment["ACCESSPASS_LOCATION"] = location
+        if store:
+            environment["ACCESSPASS_DEMO_STORE"] = store
         self.popen_options = {"env": environment}
         subprocess.run(
             [sys.executable, _ROOT / "manage.py", "migrate", "--verbosity=0"],

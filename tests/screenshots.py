@@ -1,4 +1,4 @@
-"""Takes the pictures of the admin that the documentation shows.
+"""Takes the pictures of the admin, and of the example's page, that the documentation shows.
 
     python -m tests.screenshots
 
@@ -6,23 +6,24 @@ The example project is served by gunicorn with two workers, on a SQLite database
 own. Its users, sessions and e-mails are made up. Of the nodes two are these workers, and two are
 made up: one that has not heard of the present epoch, and one that is gone.
 
-It needs a Chromium, by ``CHROMIUM`` or on the path; none is downloaded.
+The page is that of ``make demo``: three workers, before and after "Revoke everywhere".
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import sync_playwright
-
+from tests.browser import PageServer, chromium, launch
 from tests.cluster import Cluster
 from tests.servers import wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -74,8 +75,7 @@ class Site(Cluster):
 
 
 def main() -> int:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
+    if chromium() is None:
         sys.stderr.write("There is no Chromium: set CHROMIUM, or install one.\n")
         return 1
     with Site() as site:
@@ -83,7 +83,10 @@ def main() -> int:
         token = _make_up_data()
         _let_both_workers_report(site, token)
         _make_up_nodes()
-        _take(f"http://{site.host}:{site.port}", chromium)
+        with launch() as browser:
+            _take(f"http://{site.host}:{site.port}", browser)
+            with PageServer() as pages:
+                _take_page(pages, browser)
     return 0
 
 
@@ -156,30 +159,58 @@ def _make_up_nodes() -> None:
         Node.objects.filter(pk=row.pk).update(reported_at=at, **fields)
 
 
-def _take(address: str, chromium: str) -> None:
-    options = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+def _take(address: str, browser: Browser) -> None:
+    page = browser.new_page(
+        viewport={"width": 1600, "height": 480}, color_scheme="light", locale="en-US"
+    )
+    # The admin's own memory of whether its navigation is shown.
+    page.add_init_script("localStorage.setItem('django.admin.navSidebarIsOpen', 'false')")
+    page.goto(f"{address}/admin/")
+    page.fill("#id_username", "root")
+    page.fill("#id_password", PASSWORD)
+    page.click("[type=submit]")
+    page.wait_for_selector("#site-name")
+    for name, path in PAGES.items():
+        page.goto(address + path)
+        _save(page, name)
+
+
+def _take_page(site: PageServer, browser: Browser) -> None:
+    person = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
+    site.once("POST", "/auth/register/", body=person)
+    for name, scheme, width, agent in (
+        ("page", "light", 1200, _FIREFOX),
+        ("page-dark", "dark", 1200, _CHROME),
+        ("page-narrow", "light", 360, _IPHONE),
+    ):
         page = browser.new_page(
-            viewport={"width": 1600, "height": 480}, color_scheme="light", locale="en-US"
+            base_url=site.url,
+            viewport={"width": width, "height": 740},
+            color_scheme=scheme,
+            locale="en-GB",
+            user_agent=agent,
         )
-        # The admin's own memory of whether its navigation is shown.
-        page.add_init_script("localStorage.setItem('django.admin.navSidebarIsOpen', 'false')")
-        page.goto(f"{address}/admin/")
-        page.fill("#id_username", "root")
-        page.fill("#id_password", PASSWORD)
-        page.click("[type=submit]")
-        page.wait_for_selector("#site-name")
-        for name, path in PAGES.items():
-            page.goto(address + path)
-            picture = IMAGES / f"{name}.png"
-            page.screenshot(path=picture, full_page=True)
-            size = picture.stat().st_size
-            sys.stdout.write(f"{picture.relative_to(ROOT)}  {size:,} bytes\n")
-            assert size <= LARGEST, f"{name} is too large for a page"
-        browser.close()
+        page.goto("/")
+        page.get_by_label("Username or e-mail address").first.fill("ada")
+        page.get_by_label("Password", exact=True).first.fill(PASSWORD)
+        page.locator("form:visible button").click()
+        states = page.get_by_role("list", name="Workers").get_by_role("listitem")
+        states.filter(has_text="accepts").nth(site.workers - 1).wait_for()
+        page.wait_for_timeout(6_000)  # for the strips to fill
+        if name != "page":
+            page.get_by_role("button", name="Revoke everywhere").click()
+            page.get_by_text("All 3 workers refuse.").wait_for()
+            page.wait_for_timeout(2_000)
+        _save(page, name)
+        page.close()
+
+
+def _save(page: Page, name: str) -> None:
+    picture = IMAGES / f"{name}.png"
+    page.screenshot(path=picture, full_page=True)
+    size = picture.stat().st_size
+    sys.stdout.write(f"{picture.relative_to(ROOT)}  {size:,} bytes\n")
+    assert size <= LARGEST, f"{name} is too large for a page"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from accesspass.conf import Conf
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (".ci", "accesspass", "benchmarks", "docs", "example_project", "tests")
-TEXT = {".cfg", ".html", ".in", ".md", ".mk", ".po", ".py", ".rst", ".sh", ".toml", ".txt", ".yaml"}
+TEXT = {".cfg", ".css", ".html", ".in", ".js", ".md", ".mk", ".po", ".py", ".rst", ".sh", ".toml"}
+TEXT |= {".txt", ".yaml"}
 # The only hosts that a URL in the repository may name: loopback, names reserved for examples
 # (RFC 2606) and the pages that the documents cite.
 HOSTS = {

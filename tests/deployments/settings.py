@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 
 from example_project.settings import *  # noqa: F403
-from example_project.settings import CACHES, MIDDLEWARE
+from example_project.settings import ACCESSPASS, CACHES, MIDDLEWARE
 from tests.settings.base import database_from
 
+ACCESSPASS = {**ACCESSPASS, "REFRESH_COOKIE": None}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 if "DEPLOYMENT_DATABASE" in os.environ:
     DATABASES = {"default": database_from(os.environ["DEPLOYMENT_DATABASE"])}

@@ -1,0 +1,531 @@
+// The page of the example project. It speaks to AccessPass as any browser application would.
+//
+// The access token lives in a variable of this module and is gone with a reload. The refresh token
+// lives in a cookie that no script can read (REFRESH_COOKIE), and brings a new access token then.
+
+const AUTH = "/auth/";
+const POLL = 400; // ms between two rounds of questions to the workers
+const AT_ONCE = 4; // connections of a round: a worker that is busy leaves the next one to another
+const FORGET = 6000; // ms after which a worker that did not answer is shown no more
+const REMEMBERED = 28; // answers of a worker that are drawn
+const SHOWN = 60; // calls that are listed
+
+let access = null; // the access token
+let user = null; // who is signed in
+let key = null; // what a link of an e-mail has brought
+let ended = null; // {at, token, late}: when every session was revoked, and what was accepted since
+
+const $ = (selector) => document.querySelector(selector);
+const $$ = (selector) => [...document.querySelectorAll(selector)];
+
+function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in made) made[name] = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const number = (value) => new Intl.NumberFormat("en").format(value);
+const clock = (text) =>
+  new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+const cost = (answer) => `${answer.status} · ${answer.queries} SQL · ${number(answer.time)} µs`;
+
+// Calls ------------------------------------------------------------------------------------------
+
+async function send(method, path, body, token) {
+  const headers = { Accept: "application/json" };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  if (body) headers["Content-Type"] = "application/json";
+  try {
+    const options = { method, headers, cache: "no-store", body: body && JSON.stringify(body) };
+    const response = await fetch(path, options);
+    const content = await response.text();
+    return {
+      status: response.status,
+      body: content ? JSON.parse(content) : {},
+      worker: Number(response.headers.get("X-Demo-Worker")),
+      queries: Number(response.headers.get("X-Demo-Queries")),
+      time: Number(response.headers.get("X-Demo-Time")),
+    };
+  } catch {
+    const detail = "The server does not answer.";
+    return { status: 0, body: { detail, code: "unreachable" }, worker: 0, queries: 0, time: 0 };
+  }
+}
+
+/** Make a call that needs no access token. */
+async function call(method, path, body, token) {
+  const answer = await send(method, path, body, token);
+  list(method, path, body, answer);
+  return answer;
+}
+
+/** Make a call as the signed-in user; an access token that has expired is replaced, once. */
+async function callAsUser(method, path, body) {
+  let answer = await call(method, path, body, access);
+  if (answer.body.code === "invalid_token" && (await renew())) {
+    answer = await call(method, path, body, access);
+  }
+  if (answer.status === 401 && user) signOut("This session has ended.");
+  return answer;
+}
+
+let renewal = null;
+
+/** Get an access token by the cookie; return whether there is one. Only one such call at a time. */
+function renew() {
+  renewal ??= call("POST", `${AUTH}refresh/`, {}).then((answer) => {
+    renewal = null;
+    access = answer.body.access_token ?? null;
+    return access !== null;
+  });
+  return renewal;
+}
+
+const SECRET = /password|token$|^key$/;
+
+function cut(name, value) {
+  if (!SECRET.test(name) || typeof value !== "string") return value;
+  const token = /^[a-z]+_(at|rt|ek)_/.exec(value);
+  return token ? `${token[0]}…${value.slice(-4)}` : "••••••••";
+}
+
+function list(method, path, body, answer) {
+  const kind = answer.status >= 200 && answer.status < 300 ? "good" : "bad";
+  const lines = [`${method} ${path}`];
+  if (body && Object.keys(body).length) lines.push(JSON.stringify(body, cut, 1));
+  lines.push("", `${answer.status || "no answer"}, by worker ${answer.worker || "?"}`);
+  if (Object.keys(answer.body).length) lines.push(JSON.stringify(answer.body, cut, 1));
+  const summary = element(
+    "summary",
+    {},
+    element("span", { className: "what" }, `${method} ${path}`),
+    element("span", { className: `pill ${kind}` }, String(answer.status || "—")),
+    element(
+      "span",
+      { className: "spent" },
+      `${answer.queries} SQL · ${number(answer.time)} µs · worker ${answer.worker || "?"}`,
+    ),
+  );
+  const details = element("details", {}, summary, element("pre", {}, lines.join("\n")));
+  $("#calls").prepend(element("li", {}, details));
+  while ($("#calls").children.length > SHOWN) $("#calls").lastChild.remove();
+}
+
+// What is shown ----------------------------------------------------------------------------------
+
+const VIEWS = {
+  "/": () => (user || ended ? "account" : "sign-in"),
+  "/register": () => "register",
+  "/forgot": () => "forgot",
+  "/outbox": () => "outbox",
+  "/confirm": () => (key ? "confirm" : "no-key"),
+  "/reset-password": () => (key ? "reset-password" : "no-key"),
+  "/confirm-email": () => (key ? "confirm-email" : "no-key"),
+};
+let view = null;
+
+/** Show what belongs to the address; a new view gets the focus, so that it is read out. */
+function show() {
+  const next = (VIEWS[location.pathname] ?? VIEWS["/"])();
+  for (const section of $$("[data-view]")) section.hidden = section.dataset.view !== next;
+  for (const part of $$("[data-when]")) {
+    const states = { in: user !== null, out: user === null, ended: ended !== null };
+    part.hidden = !states[part.dataset.when];
+  }
+  for (const link of $$("nav a")) {
+    const current = link.pathname === location.pathname && !link.hidden;
+    link.toggleAttribute("aria-current", current);
+    if (current) link.setAttribute("aria-current", "page");
+  }
+  const title = $(`[data-view="${next}"] h1`);
+  document.title = `${title.textContent} – AccessPass`;
+  if (view !== null && view !== next) {
+    title.focus();
+    scrollTo(0, 0);
+  }
+  const changed = view !== next;
+  view = next;
+  if (changed && view === "outbox") showMails();
+  if (changed && view === "account" && user) showDevices();
+  if (view === "account") watch();
+}
+
+function go(path, message, link) {
+  notify(message, link);
+  if (path !== location.pathname) history.pushState(null, "", path);
+  show();
+}
+
+/** Say something in the live region, with a link to the outbox if mail is on its way. */
+function notify(message, link) {
+  const parts = message ? [element("p", { className: "notice" }, message)] : [];
+  if (link && $('nav a[href="/outbox"]')) {
+    parts[0].append(element("a", { href: "/outbox" }, "Open the outbox"));
+  }
+  $("#notice").replaceChildren(...parts);
+}
+
+function fill(name, text) {
+  for (const place of $$(`[data-text="${name}"]`)) place.textContent = text;
+}
+
+function showUser(answer) {
+  user = answer.body.user;
+  fill("username", user.username);
+  fill("email", user.email);
+  fill("confirmed", answer.body.email_confirmed ? "confirmed" : "not confirmed");
+  $('[data-text="confirmed"]').classList.toggle("good", answer.body.email_confirmed);
+  $('[data-do="resend"]').hidden = answer.body.email_confirmed;
+  fill("check-cost", cost(answer));
+}
+
+/** Ask who one is, and which devices there are, and show the account. */
+async function enter(message, link) {
+  const answer = await callAsUser("GET", `${AUTH}check/`);
+  if (answer.status !== 200) return;
+  showUser(answer);
+  const already = view === "account" && !ended;
+  ended = null;
+  go("/", message, link);
+  if (already) await showDevices();
+}
+
+/** Take the tokens of an answer, and enter. */
+async function signIn(answer, message, link) {
+  access = answer.body.access_token;
+  await enter(message, link);
+}
+
+function signOut(message) {
+  access = user = ended = null;
+  workers.clear();
+  for (const form of $$("form")) form.reset();
+  go("/", message);
+}
+
+async function showDevices() {
+  const answer = await callAsUser("GET", `${AUTH}sessions/`);
+  if (answer.status !== 200) return;
+  $("#devices").replaceChildren(
+    ...answer.body.map((session) => {
+      const name = session.device || "Unknown device";
+      const since = `signed in ${clock(session.created_at)}`;
+      const text = element("div", {}, element("b", {}, name), " ");
+      const item = element("li", {}, text);
+      if (session.current) {
+        text.append(element("span", { className: "pill good" }, "this one"));
+      } else {
+        const label = `Revoke ${name}, ${since}`;
+        const button = element("button", { type: "button", className: "quiet" }, "Revoke");
+        button.setAttribute("aria-label", label);
+        button.addEventListener("click", () => revoke(session, name));
+        item.append(button);
+      }
+      text.append(element("br"), element("small", {}, `${session.ip ?? ""} · ${since}`));
+      return item;
+    }),
+  );
+}
+
+async function revoke(session, name) {
+  const answer = await callAsUser("DELETE", `${AUTH}sessions/${session.id}/`);
+  if (!user) return;
+  const done = answer.status === 204 || answer.status === 404;
+  notify(done ? `${name} is signed out.` : (answer.body.detail ?? "It is being signed out."));
+  await showDevices();
+  $("#devices-title").scrollIntoView({ block: "nearest" });
+  ($("#devices button") ?? $('[data-do="check"]')).focus();
+}
+
+// The workers ------------------------------------------------------------------------------------
+
+const workers = new Map(); // process id → what it answered
+let watching = false;
+
+/** Ask the workers about the token as long as the account is shown. */
+async function watch() {
+  if (watching) return;
+  watching = true;
+  while (view === "account" && (ended?.token ?? access)) {
+    if (document.visibilityState === "visible") await askWorkers();
+    const waiting = ended && [...workers.values()].some((worker) => worker.refused === null);
+    await new Promise((resolve) => setTimeout(resolve, waiting ? 0 : POLL));
+  }
+  watching = false;
+}
+
+async function askWorkers() {
+  const token = ended?.token ?? access;
+  const round = await Promise.all(
+    Array.from({ length: AT_ONCE }, async () => {
+      const sent = performance.now();
+      const answer = await send("GET", "/hello/", null, token);
+      return [answer, sent, performance.now()];
+    }),
+  );
+  if (token !== (ended?.token ?? access)) return;
+  if (!ended && round.some(([answer]) => answer.status === 401)) {
+    // Expired, which the cookie mends, or revoked from elsewhere, which it does not.
+    if (!(await renew()) && user) signOut("This session has ended.");
+    return;
+  }
+  round.sort(([, , one], [, , other]) => one - other);
+  for (const answered of round) note(...answered);
+  for (const [pid, worker] of workers) {
+    if (performance.now() - worker.seen > FORGET) workers.delete(pid);
+  }
+  drawWorkers();
+}
+
+function note(answer, sent, received) {
+  if (!answer.worker) return;
+  const worker = workers.get(answer.worker) ?? { past: [], refused: null };
+  workers.set(answer.worker, worker);
+  worker.last = answer;
+  worker.seen = received;
+  worker.past = [...worker.past, answer.status].slice(-REMEMBERED);
+  if (!ended) return;
+  if (answer.status === 200 && sent > ended.at) ended.late += 1;
+  if (answer.status === 401 && worker.refused === null) {
+    worker.refused = received - ended.at;
+    happened(worker.refused, `worker ${answer.worker} refuses: ${cost(answer)}`);
+  }
+}
+
+function happened(after, text) {
+  const item = element("li", {}, element("b", {}, `${after.toFixed(0)} ms`), element("span", {}, text));
+  $("#timeline").append(item);
+}
+
+function drawWorkers() {
+  const items = [...workers].sort(([one], [other]) => one - other);
+  $("#workers").replaceChildren(
+    ...items.map(([pid, worker]) => {
+      const kind = worker.last.status === 200 ? "good" : "bad";
+      const strip = element("div", { className: "strip", "aria-hidden": "true" });
+      for (let at = worker.past.length - REMEMBERED; at < worker.past.length; at += 1) {
+        const status = worker.past[at];
+        strip.append(element("i", { className: status ? (status === 200 ? "good" : "bad") : "" }));
+      }
+      const head = element(
+        "div",
+        { className: "head" },
+        element("b", {}, String(pid)),
+        element("span", { className: `pill ${kind}` }, kind === "good" ? "accepts" : "refuses"),
+      );
+      const last = element("div", { className: "last" }, cost(worker.last));
+      return element("li", { className: kind }, head, strip, last);
+    }),
+  );
+  if (!ended) return;
+  const refusing = items.filter(([, worker]) => worker.refused !== null).length;
+  const text =
+    refusing === items.length
+      ? `All ${refusing} workers refuse. Requests accepted since: ${ended.late || "none"}.`
+      : `${refusing} of ${items.length} workers refuse.`;
+  // Only a change is read out.
+  if ($("#verdict").textContent !== text) $("#verdict").textContent = text;
+}
+
+async function endAll() {
+  const answer = await callAsUser("POST", `${AUTH}logout/all/`);
+  if (!user) return;
+  if (answer.status !== 204 && answer.status !== 202) {
+    notify(answer.body.detail);
+    return;
+  }
+  $("#timeline").replaceChildren();
+  $("#verdict").textContent = "";
+  ended = { at: performance.now(), token: access, late: 0 };
+  const what = answer.status === 204 ? "revoked, and acknowledged" : "revoked, to be acknowledged";
+  happened(0, `${what} by worker ${answer.worker}: ${cost(answer)}`);
+  access = user = null; // but the workers are still asked about the token
+  notify("Every session of yours has ended, this one too.");
+  show();
+  $("#ending h3").tabIndex = -1;
+  $("#ending h3").focus();
+  await askWorkers(); // now, and not when the next round is due
+}
+
+// The outbox -------------------------------------------------------------------------------------
+
+/** Show the mails, and those that come, as long as they are looked at. */
+async function showMails() {
+  let shown = null;
+  while (view === "outbox") {
+    const answer = await send("GET", "/outbox/mails/");
+    const mails = answer.body.mails ?? [];
+    if (JSON.stringify(mails) !== shown) {
+      shown = JSON.stringify(mails);
+      $("#mails").replaceChildren(
+        ...(mails.length ? mails.map(drawMail) : [element("li", {}, "No e-mail was sent yet.")]),
+      );
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+function drawMail(mail) {
+  const text = element("pre");
+  for (const part of mail.text.trim().split(/(https?:\/\/\S+)/)) {
+    // The key in it is used by whoever presses the button behind the link.
+    text.append(/^https?:/.test(part) ? element("a", { href: part }, part) : part);
+  }
+  const title = element("h2", {}, mail.subject);
+  const about = element("p", {}, `To ${mail.to}, ${clock(mail.sent_at)}`);
+  return element("li", {}, element("article", { className: "card" }, title, about, text));
+}
+
+// Forms ------------------------------------------------------------------------------------------
+
+const MAIL = "If there is such an account, an e-mail is on its way.";
+const FORMS = {
+  "sign-in": [(body) => call("POST", `${AUTH}login/`, body), (answer) => signIn(answer)],
+  register: [
+    (body) => call("POST", `${AUTH}register/`, body),
+    (answer) => signIn(answer, "Welcome. Please confirm your e-mail address.", true),
+  ],
+  "forgot-password": [
+    (body) => call("POST", `${AUTH}password/reset/`, body),
+    () => notify(MAIL, true),
+  ],
+  "forgot-username": [
+    (body) => call("POST", `${AUTH}username/forgot/`, body),
+    () => notify(MAIL, true),
+  ],
+  confirm: [
+    (body) => call("POST", `${AUTH}confirm/`, body),
+    () => enterOrSignIn("Your e-mail address is confirmed."),
+  ],
+  "confirm-email": [
+    (body) => call("POST", `${AUTH}email/change/confirm/`, body),
+    () => enterOrSignIn("The new e-mail address is yours."),
+  ],
+  "reset-password": [
+    (body) => call("POST", `${AUTH}password/reset/confirm/`, body),
+    () => signOut("The password is set, and every session has ended. Sign in with it."),
+  ],
+  "change-password": [
+    (body) => callAsUser("POST", `${AUTH}password/change/`, body),
+    () => enter("The password is changed, and every other device is signed out."),
+  ],
+  "change-email": [
+    (body) => callAsUser("POST", `${AUTH}email/change/`, body),
+    () => notify("A link is on its way to the new address.", true),
+  ],
+  "delete-account": [
+    (body) => callAsUser("POST", `${AUTH}account/delete/`, body),
+    () => signOut("The account is deleted."),
+  ],
+};
+
+async function enterOrSignIn(message) {
+  key = null;
+  if (user) await enter(message);
+  else go("/", message);
+}
+
+async function submit(form) {
+  const button = form.querySelector("button");
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true"); // not disabled, which would lose the focus
+  showErrors(form, {});
+  const body = Object.fromEntries(new FormData(form));
+  if ("needsKey" in form.dataset) body.key = key;
+  const [ask, then] = FORMS[form.dataset.form];
+  const answer = await ask(body);
+  button.removeAttribute("aria-disabled");
+  if (answer.status >= 200 && answer.status < 300) {
+    notify();
+    form.reset();
+    form.closest("details")?.removeAttribute("open");
+    await then(answer);
+  } else {
+    showErrors(form, answer.body);
+  }
+}
+
+/** Show what was refused beside its fields, and go to the first of them. */
+function showErrors(form, { detail, errors = {} }) {
+  for (const old of form.querySelectorAll(".error")) old.remove();
+  let first = null;
+  for (const input of form.querySelectorAll("input")) {
+    const found = errors[input.name];
+    input.toggleAttribute("aria-invalid", false);
+    input.removeAttribute("aria-describedby");
+    if (!found) continue;
+    const id = `${form.dataset.form}-${input.name}-error`;
+    const text = found.map((error) => error.message).join(" ");
+    input.closest("label").after(element("p", { className: "error", id }, text));
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", id);
+    first ??= input;
+  }
+  const others = Object.keys(errors).filter((name) => !form.elements[name]);
+  const rest = others.flatMap((name) => errors[name].map((error) => error.message));
+  const text = rest.join(" ") || (first ? "" : detail);
+  if (text) {
+    const alert = element("p", { className: "error", role: "alert" }, text);
+    form.querySelector("button").before(alert);
+  }
+  (first ?? (detail && form.querySelector("input")))?.focus();
+}
+
+// Beginning --------------------------------------------------------------------------------------
+
+const DO = {
+  check: async () => {
+    const answer = await callAsUser("GET", `${AUTH}check/`);
+    if (answer.status === 200) showUser(answer);
+  },
+  resend: async () => {
+    const answer = await call("POST", `${AUTH}confirm/resend/`, { username: user.username });
+    notify(answer.status === 202 ? "An e-mail is on its way." : answer.body.detail, true);
+  },
+  "log-out": async () => {
+    const answer = await call("POST", `${AUTH}logout/`, {}, access);
+    if (answer.status === 204 || answer.status === 202) signOut("You are signed out.");
+    else notify(answer.body.detail);
+  },
+  "end-all": endAll,
+  "sign-in-again": () => {
+    signOut();
+  },
+};
+
+/** Take the key of a link out of the address bar, the history and what is shared from there. */
+function takeKey() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (!found) return;
+  key = found;
+  history.replaceState(null, "", location.pathname);
+}
+
+document.addEventListener("click", (event) => {
+  const action = event.target.closest("[data-do]")?.dataset.do;
+  const link = event.target.closest("a");
+  const plain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
+  const ours = link && link.origin === location.origin && !link.hash && link.pathname in VIEWS;
+  if (action || (ours && plain)) event.preventDefault();
+  if (action) DO[action]();
+  else if (ours && plain) go(link.pathname);
+});
+document.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit(event.target);
+});
+window.addEventListener("popstate", () => {
+  takeKey();
+  show();
+});
+
+takeKey();
+if (await renew()) {
+  const answer = await callAsUser("GET", `${AUTH}check/`);
+  if (answer.status === 200) showUser(answer);
+}
+show();
