@@ -12,7 +12,7 @@
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
 #   make screenshots     the pictures of the page and the admin in the docs (needs a Chromium)
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
-#   make release         sdist, wheel, bill of materials and checksums of what is committed, in dist/
+#   make release         sdist, wheel, SBOM and checksums of what is committed, in dist/
 #   make clean           removes .venv and everything that was built
 # PYTHON=python3.12 chooses the Python of a new .venv, VENV=/other/folder its place.
 
@@ -30,14 +30,15 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_channels.py tests/test_cluster.py tests/test_conf.py tests/test_cookies.py \
     tests/test_demo.py tests/test_deployments.py tests/test_doctor.py tests/test_documents.py \
     tests/test_existing_project_guide.py tests/test_hashing.py tests/test_health.py \
-    tests/test_identifiers.py tests/test_introspection.py tests/test_kills.py tests/test_locale.py \
-    tests/test_log_events.py tests/test_mail_servers.py tests/test_metrics.py \
-    tests/test_middleware.py tests/test_migrate_guide.py tests/test_mutants.py tests/test_nodes.py \
-    tests/test_odd_users.py tests/test_on_postgresql.py tests/test_openapi_client.py \
-    tests/test_page.py tests/test_promise.py tests/test_readme.py tests/test_release.py \
-    tests/test_repository.py tests/test_resource.py tests/test_schema.py tests/test_services.py \
-    tests/test_testing_guide.py tests/test_throttling.py tests/test_tokens.py \
-    tests/test_triggers.py tests/test_two_hosts.py))
+    tests/test_identifiers.py tests/test_introspection.py tests/test_kills.py \
+    tests/test_locale.py tests/test_log_events.py tests/test_mail_servers.py \
+    tests/test_metrics.py tests/test_middleware.py tests/test_migrate_guide.py \
+    tests/test_mutants.py tests/test_nodes.py tests/test_odd_users.py \
+    tests/test_on_postgresql.py tests/test_openapi_client.py tests/test_page.py \
+    tests/test_promise.py tests/test_readme.py tests/test_release.py tests/test_repository.py \
+    tests/test_resource.py tests/test_schema.py tests/test_services.py \
+    tests/test_social_login.py tests/test_testing_guide.py tests/test_throttling.py \
+    tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
