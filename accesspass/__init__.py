@@ -1,3 +1,3 @@
 """API authentication for Django and Django REST framework, checked from memory."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "1.0.0rc1"

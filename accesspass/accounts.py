@@ -5,6 +5,7 @@ These functions are what the views do, without HTTP: call them from a project's 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -72,6 +73,7 @@ __all__ = [
     "adopt",
     "change_email",
     "change_password",
+    "collisions",
     "confirm",
     "confirm_email_change",
     "delete",
@@ -82,6 +84,7 @@ __all__ = [
     "register",
     "register_quietly",
     "reset_password",
+    "resolve_name",
     "set_claims",
     "update",
     "username_is_email",
@@ -116,17 +119,21 @@ def log_in(
     if len(password) > conf.PASSWORD_MAX_LENGTH:
         raise Invalid(_password_too_long())
     model: Any = get_user_model()
-    credentials = {model.USERNAME_FIELD: natural_key(username), "password": password}
-    confirmed = _confirmed_account(credentials) if conf.REQUIRE_CONFIRMED_EMAIL else None
+    key, is_loose = resolve_name(username)
+    credentials = {model.USERNAME_FIELD: key, "password": password}
+    is_possible = is_possible_username(key)
+    asks_account = conf.REQUIRE_CONFIRMED_EMAIL and is_possible
+    confirmed = _confirmed_account(credentials) if asks_account else None
     with hashing.slot(request):
-        if is_possible_username(credentials[model.USERNAME_FIELD]):
+        if is_possible:
             user = authenticate(request, **credentials)
         else:
             # No backend could look for it. It takes as long as any other unknown name.
             user = model().set_password(password)
     if user is None:
         raise InvalidCredentials
-    if conf.REQUIRE_CONFIRMED_EMAIL and (confirmed is None or not confirmed.is_confirmed(user)):
+    is_unconfirmed = confirmed is None or not confirmed.is_confirmed(user)
+    if is_loose or (conf.REQUIRE_CONFIRMED_EMAIL and is_unconfirmed):
         # What counts failures has to count this one too, or it would be told from the others.
         hidden = {**credentials, "password": "*" * 20}
         user_login_failed.send(sender=__name__, credentials=hidden, request=request)
@@ -233,7 +240,7 @@ def reset_password(key: object, new_password: str, *, request: HttpRequest | Non
         _record_confirmation(user, row.email)
         _save_password(user, request)
     password_reset.send_robust(sender=type(user), user=user, request=request)
-    return _end_sessions(user, reason="password_reset")
+    return _end_sessions(user, request, reason="password_reset")
 
 
 @sensitive_variables("current_password", "new_password")
@@ -258,7 +265,7 @@ def change_password(
             sessions.keep(session_id, user)
         _save_password(user, request)
     password_changed.send_robust(sender=type(user), user=user, request=request)
-    return _end_sessions(user, except_=session_id, reason="password_changed")
+    return _end_sessions(user, request, except_=session_id, reason="password_changed")
 
 
 @sensitive_variables("current_password")
@@ -272,8 +279,9 @@ def change_email(
     """Send a key to a new address, which is the user's once that key comes back.
 
     Whether the address is free is not told; if it is another user's, that user is told. An earlier
-    request is forgotten. Raises Invalid, Busy, NotFound where the user model has no address, and
-    with a request Throttled.
+    request is forgotten. Where the username is the address, the new one has to be possible as a
+    username too. Raises Invalid, Busy, NotFound where the user model has no address, and with a
+    request Throttled.
     """
     email = BaseUserManager.normalize_email(email)
     model: Any = get_user_model()
@@ -285,6 +293,7 @@ def change_email(
     except FieldDoesNotExist:
         raise NotFound from None  # users of this model have no address
     user = _checked(user, current_password, request)
+    _name_following(user, email)
     database = router.db_for_write(Account)
     Account.objects.for_user(user)
     with transaction.atomic(using=database):
@@ -299,26 +308,51 @@ def change_email(
 def confirm_email_change(key: object, *, request: HttpRequest | None = None) -> AbstractBaseUser:
     """Make the address that a key was sent to the user's own: return the user.
 
-    The old address is told. Raises InvalidKey, and EmailTaken if somebody has it meanwhile.
+    A username that is the old address becomes the new one, since the old one may be somebody else's
+    from now on. The old address is told. Raises InvalidKey, EmailTaken if somebody has the new one
+    meanwhile, and Invalid for one that the username cannot be.
     """
     row = email_keys.read(key, EMAIL_CHANGE)
-    user: Any = row.user
-    old = email_of(user)
     try:
         with transaction.atomic(using=row._state.db):
             email_keys.consume(row)
-            setattr(user, user.get_email_field_name(), row.email)
+            user: AbstractBaseUser = _stored(row.user)
+            old, old_name = email_of(user), str(user.get_username())
+            changes = {user.get_email_field_name(): row.email, **_name_following(user, row.email)}
+            for field, value in changes.items():
+                setattr(user, field, value)
             if canonical(row.email) != canonical(old):
                 _claim_alias(user, row.email, EmailTaken)
             _record_confirmation(user, row.email)
-            user.save(update_fields=[user.get_email_field_name()])
+            user.save(update_fields=list(changes))
             email_keys.void(user)
             if old:
                 mail.notify(mail.EMAIL_CHANGED, user, address=old, request=request)
     except IntegrityError:
         raise EmailTaken from None
-    email_changed.send_robust(sender=type(user), user=user, old=old, new=row.email, request=request)
-    return row.user
+    sender, new_name = type(user), str(user.get_username())
+    email_changed.send_robust(sender=sender, user=user, old=old, new=row.email, request=request)
+    if new_name != old_name and not username_is_email():
+        username_changed.send_robust(
+            sender=sender, user=user, old=old_name, new=new_name, request=request
+        )
+    return user
+
+
+def _name_following(user: Any, email: str) -> dict[str, str]:
+    """Return by its field the username of a user who gets another address, if it changes too.
+
+    Raises Invalid, naming the address, if it has to and the new one cannot be a username.
+    """
+    name = str(user.get_username() or "")
+    if username_is_email() or canonical(name) != canonical(email_of(user)):
+        return {}
+    name = user.normalize_username(email)
+    try:
+        user._meta.get_field(user.USERNAME_FIELD).run_validators(name)
+    except ValidationError as error:
+        raise Invalid({"email": _messages(error)}) from None
+    return {user.USERNAME_FIELD: name}
 
 
 @sensitive_variables("current_password")
@@ -347,12 +381,8 @@ def update(
         if username_is_email():
             raise Invalid(_problem("username", _("The username is the e-mail address."), "invalid"))
         stored = _checked(user, current_password, request)
-        name = stored.normalize_username(username)
-        try:
-            identifiers.validate_username(name, email_of(stored))
-        except ValidationError as error:
-            raise Invalid({"username": _messages(error)}) from None
-        fields[stored.USERNAME_FIELD] = name
+        fields[stored.USERNAME_FIELD] = stored.normalize_username(username)
+        _refuse_username(fields[stored.USERNAME_FIELD], stored)
     for name, value in fields.items():
         setattr(stored, name, value)
     _refuse_bad_fields(stored, fields)
@@ -365,6 +395,9 @@ def update(
             if meta is not None:
                 account.meta = dict(meta)
                 account.save(update_fields=["meta"])
+            if new != old:
+                # Again: the address that it was equal to may have been another's by now.
+                _refuse_username(new, _stored(stored))
             if canonical(new) != canonical(old):
                 _claim_alias(stored, new, UsernameTaken)
             if fields:
@@ -399,7 +432,7 @@ def delete(
     try:
         with transaction.atomic(using=router.db_for_write(type(user), instance=user)):
             _lock_unchanged(user, checked)
-            sessions.revoke_all(user, reason="user_deleted")
+            sessions.revoke_all(user, reason="user_deleted", request=request)
             conf.hooks().delete_user(user)
     except (ProtectedError, RestrictedError):
         raise Invalid(
@@ -427,9 +460,19 @@ def natural_key(name: str) -> str:
     A user whose natural key is exactly `name` comes first, then the one who holds its canonical
     form. Both are always looked for, so that an unknown name takes as long as a known one.
     """
+    return resolve_name(name)[0]
+
+
+def resolve_name(name: str) -> tuple[str, bool]:
+    """Return `natural_key(name)`, and whether it is a spelling that nobody may log in by.
+
+    That is one which the database alone takes for somebody's: by a collation that tells fewer
+    letters apart than the canonical form does, or since "07" is the number 7. There may be very
+    many of one name, and each would have limits of its own.
+    """
     model = get_user_model()
     if not is_plain_text(name):
-        return name
+        return name, False
     database = router.db_for_write(model)
     exact = None
     if is_possible_username(name):
@@ -443,11 +486,11 @@ def natural_key(name: str) -> str:
         else None
     )
     if exact is not None and str(exact) == name:
-        return name
+        return name, False
     # Compared again: the collation of the database may be looser, and the row may be out of date.
     if row is not None and any(canonical(str(value or "")) == alias for value in row):
-        return str(row[0])
-    return name
+        return str(row[0]), False
+    return name, exact is not None and canonical(str(exact)) != alias
 
 
 class Collision(NamedTuple):
@@ -469,13 +512,8 @@ def adopt(
     """
     model: Any = get_user_model()
     database = router.db_for_write(Account)
-    users = model._base_manager.using(database).filter(accesspass_account=None).order_by("pk")
-    last: Any = None
-    while True:
-        batch = list((users if last is None else users.filter(pk__gt=last))[:batch_size])
-        if not batch:
-            return
-        last = batch[-1].pk
+    users = model._base_manager.using(database).filter(accesspass_account=None)
+    for batch in _batches(users, batch_size):
         wanted = {(name, user.pk) for user in batch for name in aliases(user)}
         with transaction.atomic(using=database):
             Account.objects.using(database).bulk_create(
@@ -489,14 +527,39 @@ def adopt(
                 ],
                 ignore_conflicts=True,
             )
-            names = {name for name, _pk in wanted}
-            held = dict(
-                Identifier.objects.using(database)
-                .filter(value__in=names)
-                .values_list("value", "account_id")
-            )
-        lost = [Collision(name, pk, held[name]) for name, pk in wanted if held[name] != pk]
-        yield len(batch), sorted(lost, key=str)
+            lost = _held_by_others(database, wanted)
+        yield len(batch), lost
+
+
+def collisions(*, among: int | None = None, batch_size: int = 1000) -> Iterator[Collision]:
+    """Find the names of users that another user holds: those of the first `among` by primary key.
+
+    Two users who both have no account collide only when they are adopted.
+    """
+    model: Any = get_user_model()
+    database = router.db_for_write(Account)
+    users = model._base_manager.using(database)
+    most = None if among is None else math.ceil(among / batch_size)
+    for batch in itertools.islice(_batches(users, batch_size), most):
+        wanted = {(name, user.pk) for user in batch for name in aliases(user)}
+        yield from _held_by_others(database, wanted)
+
+
+def _batches(users: Any, size: int) -> Iterator[list[Any]]:
+    """Read users by primary key, so many at a time, with nothing held open between."""
+    users, last = users.order_by("pk"), None
+    while batch := list((users if last is None else users.filter(pk__gt=last))[:size]):
+        last = batch[-1].pk
+        yield batch
+
+
+def _held_by_others(database: str, wanted: set[tuple[str, Any]]) -> list[Collision]:
+    """Return which of these names, each with a user's key, are held by another user."""
+    names = {name for name, _pk in wanted}
+    identifiers = Identifier.objects.using(database).filter(value__in=names)
+    held = dict(identifiers.values_list("value", "account_id"))
+    found = [Collision(name, pk, held[name]) for name, pk in wanted if held.get(name, pk) != pk]
+    return sorted(found, key=str)
 
 
 def _adopted(user: Any, confirmed: bool) -> Account:
@@ -554,9 +617,14 @@ def sync_aliases(sender: type[Any], instance: Any, **kwargs: Any) -> None:
         return
     if fields is not None and names.isdisjoint(fields):
         return
-    account = Account.objects.using(kwargs["using"]).filter(pk=instance.pk).first()
-    if account is not None:
-        account.sync_aliases(instance)
+    database = kwargs["using"]
+    with transaction.atomic(using=database):
+        if not Account.objects.lock(instance.pk, database):
+            return
+        # The instance may have been loaded before somebody else changed the other name.
+        stored = sender._base_manager.using(database).filter(pk=instance.pk).first()
+        if stored is not None:
+            Account.objects.using(database).get(pk=instance.pk).sync_aliases(stored)
 
 
 def _new_user(
@@ -726,10 +794,16 @@ def _save_password(user: AbstractBaseUser, request: HttpRequest | None) -> None:
     mail.notify(mail.PASSWORD_CHANGED, user, request=request)
 
 
-def _end_sessions(user: AbstractBaseUser, *, except_: uuid.UUID | None = None, reason: str) -> bool:
+def _end_sessions(
+    user: AbstractBaseUser,
+    request: HttpRequest | None,
+    *,
+    except_: uuid.UUID | None = None,
+    reason: str,
+) -> bool:
     """End what is left, and say whether the engine knows. What was done before stays done."""
     try:
-        return sessions.revoke_all(user, except_=except_, reason=reason)
+        return sessions.revoke_all(user, except_=except_, reason=reason, request=request)
     except (OperationalError, InterfaceError):
         return False
 
@@ -751,6 +825,13 @@ def _claim_alias(user: AbstractBaseUser, name: str, error: type[Exception]) -> N
         held = Identifier.objects.using(database).filter(value=value, account_id=user.pk)
         if not held.exists():
             raise error from None
+
+
+def _refuse_username(name: str, user: Any) -> None:
+    try:
+        identifiers.validate_username(name, email_of(user))
+    except ValidationError as error:
+        raise Invalid({"username": _messages(error)}) from None
 
 
 def _refuse_bad_fields(user: Any, fields: Mapping[str, Any]) -> None:

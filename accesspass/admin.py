@@ -36,6 +36,10 @@ class _NeverAdded(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Nothing on the page can be changed: writing all columns back would undo what others
+        have written since they were read, such as a revocation."""
+
 
 class _ByUser(admin.ModelAdmin):  # type: ignore[type-arg]
     """Rows that are searched for by the names of their user too, whatever the user model is."""
@@ -77,7 +81,9 @@ class SessionsOfUserMixin:
     )
     def revoke_sessions(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         users = [self.get_user(row) for row in queryset]
-        acknowledged = [sessions.revoke_all(user, reason="admin") for user in users]
+        acknowledged = [
+            sessions.revoke_all(user, reason="admin", request=request) for user in users
+        ]
         text = ngettext(
             "All sessions of %d user were revoked.",
             "All sessions of %d users were revoked.",
@@ -151,6 +157,16 @@ class AccountAdmin(SessionsOfUserMixin, _ByUser, _NeverAdded):
             obj.save(update_fields=form.changed_data)
             sessions.sync(obj.user)
 
+    def delete_model(self, request: HttpRequest, obj: Account) -> None:
+        user = obj.user
+        super().delete_model(request, obj)
+        # Records out there have its claims and its confirmation, and no sweep finds them any more.
+        sessions.revoke_all(user, reason="admin", request=request)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Account]) -> None:
+        for account in queryset:
+            self.delete_model(request, account)
+
 
 class _SessionStateFilter(admin.SimpleListFilter):
     title = _("state")
@@ -198,7 +214,7 @@ class SessionAdmin(_ByUser, _NeverAdded):
     @admin.action(description=_("Revoke the selected sessions"), permissions=["change"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
         ids = list(queryset.filter(revoked_at=None).values_list("pk", flat=True))
-        acknowledged = [sessions.revoke(pk, reason="admin") for pk in ids]
+        acknowledged = [sessions.revoke(pk, reason="admin", request=request) for pk in ids]
         text = ngettext("%d session was revoked.", "%d sessions were revoked.", len(ids))
         _say_revoked(request, text % len(ids), acknowledged)
 

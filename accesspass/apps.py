@@ -20,9 +20,10 @@ class AccessPassConfig(AppConfig):
         from django.core.checks import Tags, register
         from django.db.models.signals import post_save, pre_delete, pre_save
 
-        from accesspass import accounts, checks, mail, model_checks, receivers, throttling
+        from accesspass import accounts, checks, mail, metrics, model_checks, receivers, throttling
         from accesspass.signals import email_confirmed, password_reset, refresh_token_reused
 
+        metrics.switch_on()
         user = get_user_model()
         for signal, receiver in (
             (pre_save, receivers.user_saving),
@@ -42,7 +43,11 @@ class AccessPassConfig(AppConfig):
         register(checks.check_cache)
         register(model_checks.check_user_model)
         register(model_checks.check_mail)
+        register(model_checks.check_api)
+        register(model_checks.check_urls)
         register(checks.check_deployment, deploy=True)
+        register(checks.check_keys, deploy=True)
+        register(model_checks.check_mail_backend, deploy=True)
         register(model_checks.check_tables, Tags.database)
         if apps.is_installed("drf_spectacular"):
             from accesspass import schema  # noqa: F401 - it registers itself

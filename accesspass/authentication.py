@@ -12,7 +12,12 @@ from urllib.parse import unquote_plus
 from django.views.decorators.debug import sensitive_variables
 
 from accesspass import background, sessions
-from accesspass.bearer import BearerAuthentication, ServiceUnavailable, sent_token
+from accesspass.bearer import (
+    AuthenticatedRequest,
+    BearerAuthentication,
+    ServiceUnavailable,
+    sent_token,
+)
 from accesspass.conf import conf
 
 if TYPE_CHECKING:
@@ -20,7 +25,13 @@ if TYPE_CHECKING:
 
     from accesspass.sessions import SessionRecord
 
-__all__ = ["ServiceUnavailable", "TokenAuthentication", "sent_token", "service_of"]
+__all__ = [
+    "AuthenticatedRequest",
+    "ServiceUnavailable",
+    "TokenAuthentication",
+    "sent_token",
+    "service_of",
+]
 
 
 class TokenAuthentication(BearerAuthentication):

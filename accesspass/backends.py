@@ -9,9 +9,10 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass.accounts import natural_key
+from accesspass.accounts import resolve_name
 from accesspass.conf import conf
 from accesspass.identifiers import is_plain_text
+from accesspass.models import is_possible_username
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -23,8 +24,8 @@ __all__ = ["IdentifierBackend"]
 class IdentifierBackend(ModelBackend):
     """Django's ModelBackend, but the name may be the username or e-mail address in any case.
 
-    An unknown name hashes a password like a known one. Text that no database takes, and passwords
-    over PASSWORD_MAX_LENGTH, are refused.
+    An unknown name hashes a password like a known one. Text that no database takes, passwords over
+    PASSWORD_MAX_LENGTH, and spellings that only the database takes for a name are refused.
     """
 
     @sensitive_variables()
@@ -44,7 +45,12 @@ class IdentifierBackend(ModelBackend):
             return None
         if not (is_plain_text(username) and is_plain_text(password)):
             return None
-        return super().authenticate(request, username=natural_key(username), password=password)
+        key, is_loose = resolve_name(username)
+        if not is_possible_username(key):
+            get_user_model()().set_password(password)  # as long as any other unknown name
+            return None
+        user = super().authenticate(request, username=key, password=password)
+        return None if is_loose else user
 
     async def aauthenticate(  # type: ignore[override]
         self,

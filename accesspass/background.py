@@ -20,7 +20,7 @@ from typing import NamedTuple
 from django.core import mail as django_mail
 from django.db import connections, router
 
-from accesspass import mail, nodes, sessions, triggers
+from accesspass import mail, metrics, nodes, sessions, triggers
 from accesspass.conf import conf
 from accesspass.models import Lease, Session, Throttle
 
@@ -44,6 +44,20 @@ class Job(NamedTuple):
     leased: bool = True
 
 
+def _flush_metrics() -> None:
+    if metrics.is_on():
+        sessions.join()  # a replica that nobody reads is not stale for that
+        metrics.flush()
+
+
+def _count_queues() -> None:
+    if metrics.is_on():
+        metrics.SESSIONS_PENDING.set(sessions.pending())
+        waiting, given_up = mail.queue()
+        metrics.MAILS_WAITING.set(waiting)
+        metrics.MAILS_GIVEN_UP.set(given_up)
+
+
 #: All that is done, one line each.
 JOBS = [
     Job("tidy", lambda: 5.0, sessions.tidy, leased=False),
@@ -55,6 +69,9 @@ JOBS = [
     Job("throttles", lambda: 600.0, Throttle.objects.purge),
     Job("report", lambda: nodes.REPORT_EVERY, nodes.report, leased=False),
     Job("nodes", lambda: 600.0, nodes.purge),
+    # Each process has numbers of its own.
+    Job("queues", lambda: 15.0, _count_queues, leased=False),
+    Job("metrics", lambda: 1.0, _flush_metrics, leased=False),
 ]
 
 _TICK = 1.0
@@ -118,7 +135,8 @@ def run_due(jobs: Iterable[str] | None = None) -> None:
             if not job.leased or Lease.objects.take(job.name, every * 0.9):
                 job.run()
         except Exception:
-            logger.exception("background.failed: %s", job.name)
+            extra = {"event": "background.failed", "job": job.name}
+            logger.exception("background.failed: %s", job.name, extra=extra)
         finally:
             connections.close_all()
 
@@ -142,7 +160,8 @@ class _Listening:
             for key in self._listener.heard(seconds):
                 sessions.sync_key(key)
         except Exception:  # the connection, or a hook; the sweep finds what was missed
-            logger.exception("background.failed: listen")
+            extra = {"event": "background.failed", "job": "listen"}
+            logger.exception("background.failed: listen", extra=extra)
             self._close()
         finally:
             connections.close_all()
@@ -161,7 +180,8 @@ class _Listening:
                 self._listener = triggers.Listener(connection)
                 sessions.sweep()  # what was changed while nobody listened
         except Exception:
-            logger.exception("background.failed: listen")
+            extra = {"event": "background.failed", "job": "listen"}
+            logger.exception("background.failed: listen", extra=extra)
             self._close()
         finally:
             connections.close_all()

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.http import JsonResponse
+from django.http import HttpRequest, JsonResponse
 from django.utils.functional import SimpleLazyObject
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import APIException, AuthenticationFailed
+from rest_framework.request import Request
 
 from accesspass.conf import conf
 from accesspass.exceptions import AccessPassError, InvalidToken, TokenRequired, Unavailable
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest, HttpResponse
-    from rest_framework.request import Request
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.http import HttpResponse
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
     from accesspass.session_cache import SessionRecord
 
     _Found = tuple[Any, SessionRecord]
+    _User = TypeVarWithDefault("_User", default=AbstractBaseUser)
+else:
+    _User = TypeVar("_User")
+
+_View = TypeVar("_View", bound=Callable[..., Any])
 
 __all__ = [
+    "AuthenticatedHttpRequest",
+    "AuthenticatedRequest",
     "BearerAuthentication",
     "BearerMiddleware",
     "ServiceUnavailable",
@@ -76,6 +85,29 @@ def _is_foreign(token: str) -> bool:
 def challenge(refused: bool) -> str:
     """Return the challenge of a 401 (RFC 6750 §3): the error is named only if there was one."""
     return 'Bearer error="invalid_token"' if refused else "Bearer"
+
+
+# For annotations ------------------------------------------------------------------------------
+
+
+class AuthenticatedRequest(Request, Generic[_User]):
+    """The type of a request in a view of Django REST framework that wants an access token.
+
+    For annotations alone: `request: AuthenticatedRequest[User]`. What stands in the brackets is
+    the type of `request.user`, by default Django's AbstractBaseUser.
+    """
+
+    if TYPE_CHECKING:
+        user: _User  # type: ignore[assignment]
+        auth: SessionRecord
+
+
+class AuthenticatedHttpRequest(HttpRequest, Generic[_User]):
+    """The same for a plain or async Django view behind `token_required`."""
+
+    if TYPE_CHECKING:
+        user: _User  # type: ignore[assignment]
+        auth: SessionRecord
 
 
 # Django REST framework ------------------------------------------------------------------------
@@ -271,7 +303,7 @@ def _refusal(error: AccessPassError) -> JsonResponse:
     return response
 
 
-def token_required(view: Callable[..., Any]) -> Callable[..., Any]:
+def token_required(view: _View) -> _View:
     """Let a plain view, sync or async, be called with a good access token alone.
 
     Without one the answer is a 401 with code `token_required`, whoever is signed in by a cookie.

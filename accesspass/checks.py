@@ -1,25 +1,7 @@
 """System checks: `accesspass.E…` must be mended, `accesspass.W…` says what is lost.
 
-None of these needs the models; those that do stand in `model_checks`.
-
-| id | what is wrong |
-|---|---|
-| E001 | ACCESSPASS is not a dict, or has a key that does not exist |
-| E002 | an option has a value of the wrong type or size |
-| E003 | CACHES has no alias CACHE |
-| E005 | HOOKS names no subclass of Hooks |
-| E020 | a resource server cannot ask the authorization server |
-| W001 | BASE_URL is missing |
-| W002 | the cache cannot order its writes, so a revocation may be missed |
-| W003 | the cache keeps nothing, so every request makes a query |
-| W004 | the cache belongs to one process, so others do not hear of a revocation |
-| W005 | sessions never end (`--deploy`) |
-| W006 | idle sessions never end (`--deploy`) |
-| W013 | requests send e-mails themselves (`--deploy`) |
-| W014 | passwords are hashed by something fast (`--deploy`) |
-| W015 | passwords may be shorter than 8 characters (`--deploy`) |
-| W016 | it is not said how many proxies there are (`--deploy`) |
-| W020 | a resource server and its authorization server may have different keys |
+Their ids and how to mend each are listed in docs/reference/checks.rst. None of these needs the
+models; those that do stand in `model_checks`.
 """
 
 from __future__ import annotations
@@ -27,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.apps import AppConfig
-from django.conf import settings
+from django.conf import global_settings, settings
 from django.contrib.auth.hashers import get_hasher
 from django.contrib.auth.password_validation import get_default_password_validators
 from django.core.cache import caches
@@ -45,12 +28,15 @@ from accesspass.hooks import Hooks
 __all__ = [
     "check_cache",
     "check_deployment",
+    "check_keys",
     "check_options",
     "check_resource_server",
+    "has_errors",
 ]
 
 _SLOW_HASHES = {"argon2", "bcrypt", "bcrypt_sha256", "pbkdf2_sha256", "scrypt"}
 _MIN_PASSWORD_LENGTH = 8
+_MIN_KEY_LENGTH, _MIN_KEY_CHARACTERS = 32, 5
 
 
 def check_options(
@@ -69,6 +55,11 @@ def check_options(
             )
         )
     return found
+
+
+def has_errors() -> bool:
+    """Tell whether ACCESSPASS cannot be read as it is, which comes before anything else."""
+    return any(x.is_serious() for x in check_options())
 
 
 def check_resource_server(
@@ -165,6 +156,8 @@ def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
     """Advise lifetimes, and what guards passwords. Only with `check --deploy`."""
+    if has_errors():
+        return []
     found: list[CheckMessage] = []
     if conf.MAIL_DELIVERY == "inline":
         found.append(
@@ -219,7 +212,91 @@ def check_deployment(
                 id="accesspass.W016",
             )
         )
+    if str(settings.CACHES.get(conf.CACHE, {}).get("LOCATION", "")).startswith("memory:"):
+        found.append(
+            CheckWarning(
+                f"The engine of the cache {conf.CACHE!r} is in the memory of one process: with "
+                "several, a logout on one is not heard of by the others.",
+                hint="LOCATION 'memory://…' is for tests; 'database:default' needs no server.",
+                id="accesspass.W027",
+            )
+        )
+    unlimited = [
+        scope
+        for scope, rates in conf.THROTTLES.items()
+        if not (rates["account_network"] or rates["account"])
+    ]
+    if unlimited:
+        found.append(
+            CheckWarning(
+                f"Nothing is refused however often it is tried: {', '.join(unlimited)}.",
+                hint="Leave ACCESSPASS['THROTTLES'] out for its defaults, or give each of these a "
+                "rate for 'account_network' or 'account'.",
+                id="accesspass.W018",
+            )
+        )
+    if conf.BASE_URL:
+        found += _check_where_mail_leads(conf.BASE_URL)
     return found
+
+
+def _check_where_mail_leads(base_url: str) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    if urlsplit(base_url).hostname in ("localhost", "127.0.0.1", "::1"):
+        found.append(
+            CheckWarning(
+                "ACCESSPASS['BASE_URL'] is on this machine.",
+                hint="Links in e-mails begin with it, and lead each reader to their own machine. "
+                "Set it to the https address of your front end.",
+                id="accesspass.W008",
+            )
+        )
+    if (
+        settings.DEFAULT_FROM_EMAIL == global_settings.DEFAULT_FROM_EMAIL
+        and type(conf.hooks()).email_from is Hooks.email_from
+    ):
+        found.append(
+            CheckWarning(
+                f"E-mails come from {settings.DEFAULT_FROM_EMAIL}.",
+                hint="Set DEFAULT_FROM_EMAIL to an address of yours, or most receivers refuse "
+                "them as spam.",
+                id="accesspass.W009",
+            )
+        )
+    return found
+
+
+def check_keys(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check the keys that stand in for SECRET_KEY, as Django does that. Only with `--deploy`."""
+    given = getattr(settings, "ACCESSPASS", {})
+    if not isinstance(given, dict):
+        return []
+    cache: dict[str, Any] = settings.CACHES.get(given.get("CACHE", "accesspass"), {})
+    options: dict[str, Any] = cache.get("OPTIONS", {})
+    places = {
+        "ACCESSPASS['TOKEN_KEYS']": given.get("TOKEN_KEYS"),
+        "The cache's OPTIONS['SIGNING_KEYS']": options.get("SIGNING_KEYS"),
+    }
+    return [
+        CheckWarning(
+            f"{place} has a key that can be guessed.",
+            hint=f"Each must be random, of {_MIN_KEY_LENGTH} characters or more, and none that "
+            "startproject has made ('django-insecure-…'), which stands in a repository. Make one "
+            "with django.core.management.utils.get_random_secret_key().",
+            id="accesspass.W019",
+        )
+        for place, keys in places.items()
+        if isinstance(keys, (list, tuple)) and any(map(_is_weak, keys))
+    ]
+
+
+def _is_weak(key: Any) -> bool:
+    text = key.decode("latin-1") if isinstance(key, bytes) else str(key)
+    return (
+        len(text) < _MIN_KEY_LENGTH
+        or len(set(text)) < _MIN_KEY_CHARACTERS
+        or text.startswith("django-insecure-")
+    )
 
 
 def _check_hooks() -> list[CheckMessage]:

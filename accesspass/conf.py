@@ -284,6 +284,13 @@ def _rate(text: str | None) -> Rate | None:
     return Rate(int(limit), _PERIODS[unit[0]])
 
 
+def _telemetry(value: Any) -> str | None:
+    names = ("prometheus", "opentelemetry")
+    if isinstance(value, (list, tuple)) and all(x in names for x in value):
+        return None
+    return f"must be a list of any of {', '.join(map(repr, names))}"
+
+
 # What RFC 6265 allows in the name of a cookie.
 _COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 
@@ -397,6 +404,16 @@ class Conf:
 
     USER_FROM_RECORD = Option[bool](True, _flag)
     """Whether `request.user` is built from the session record, or loaded by one query."""
+
+    AUDIT_RETENTION = Option["float | None"](
+        180 * 86_400, _optional(_duration(86_400, TEN_YEARS)), read=_seconds_or_none
+    )
+    """How long `accesspass.audit` keeps an event; None is for ever."""
+
+    TELEMETRY = Option["tuple[str, ...]"](
+        (), _telemetry, read=lambda value: tuple(value) if isinstance(value, (list, tuple)) else ()
+    )
+    """Who gets the metrics: `prometheus`, `opentelemetry` (traces too), or both."""
 
     INTROSPECTION_CLIENTS = Option["dict[str, str]"]({}, _clients)
     """The services that may call `introspect/` and `revoke/`: client id to SHA-256 of its secret,

@@ -102,12 +102,15 @@ def _path(request: HttpRequest) -> str:
     if (conf.REFRESH_COOKIE or "").startswith("__Host-"):
         return "/"  # browsers accept no other with this prefix
     match = request.resolver_match
-    namespace = match.namespace if match is not None and match.namespace else "accesspass"
-    found = []
-    for name in ("refresh", "logout", "logout-all"):
-        try:
-            found.append(reverse(f"{namespace}:{name}"))
-        except NoReverseMatch:
-            continue  # the project has switched it off
+    # A view of the project's own may stand in another namespace, or in none.
+    found = _paths_in(match.namespace if match is not None else "") or _paths_in("accesspass")
     common = posixpath.commonpath(found) if found else "/"
     return common if common.endswith("/") else f"{common}/"
+
+
+def _paths_in(namespace: str) -> list[str]:
+    found = []
+    for name in ("refresh", "logout", "logout-all"):
+        with suppress(NoReverseMatch):  # the project has switched it off
+            found.append(reverse(f"{namespace}:{name}"))
+    return found

@@ -1,11 +1,26 @@
-"""What to call a device of which only the user agent is known."""
+"""What a client says of its device, and what to call one of which only the user agent is known."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext as _
 from ua_parser import parse_os, parse_user_agent
 
-__all__ = ["device_name"]
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+__all__ = ["device_name", "printable", "user_agent"]
+
+
+def printable(text: str) -> str:
+    """Return what a client says of itself without what a database or a terminal would choke on."""
+    return "".join(character for character in text if character.isprintable())
+
+
+def user_agent(request: HttpRequest) -> str:
+    """Return the user agent of a request (RFC 9110 §10.1.5), at most 300 characters of it."""
+    return printable(request.headers.get("User-Agent", ""))[:300]
 
 
 def device_name(user_agent: str) -> str:

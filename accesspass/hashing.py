@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from django.contrib.auth import hashers
 
+from accesspass import metrics
 from accesspass.conf import conf
 from accesspass.exceptions import Busy
 from accesspass.networks import client_network
@@ -54,11 +56,20 @@ def slot(request: HttpRequest | None) -> Iterator[None]:
     """
     network = client_network(request)
     slots = _slots(conf.HASHING_CONCURRENCY)
-    slots.acquire(network)
+    began = time.monotonic()
     try:
-        yield
+        slots.acquire(network)
+    except Busy:
+        metrics.HASHES.count("busy")
+        raise
+    finally:
+        metrics.HASH_WAIT.observe(time.monotonic() - began)
+    try:
+        with metrics.HASHING.measure():
+            yield
     finally:
         slots.release(network)
+        metrics.HASHES.count("done")
 
 
 class _Slots:

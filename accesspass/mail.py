@@ -29,7 +29,7 @@ from django.utils import timezone, translation
 from django.utils.timesince import timesince
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import email_keys
+from accesspass import email_keys, metrics
 from accesspass.conf import conf
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.identifiers import MAX_LENGTH, canonical, is_plain_text, validate_email
@@ -51,10 +51,12 @@ __all__ = [
     "USERNAME",
     "USERNAME_TAKEN",
     "ask",
+    "connection",
     "deliver",
     "deliver_due",
     "notify",
     "purge",
+    "queue",
     "retry",
     "token_reused",
 ]
@@ -204,6 +206,13 @@ def retry(queryset: Any) -> int:
     )
 
 
+def queue() -> tuple[int, int]:
+    """Return how many e-mails wait, and how many were given up and still stand."""
+    database = router.db_for_write(MailRequest)
+    given_up = MailRequest.objects.using(database).filter(failed_at__isnull=False)
+    return _waiting(database).count(), given_up.count()
+
+
 def purge() -> None:
     """Delete what was sent a week ago and dead letters of 30 days, and keys that are long over."""
     rows = MailRequest.objects.using(router.db_for_write(MailRequest))
@@ -234,35 +243,54 @@ def _deliver(database: str, row: MailRequest) -> None:
         message = _prepare(database, row)
         if message is None:
             mine.delete()
+            metrics.MAILS.count("dropped")
             return
-        _connection().send_messages([message])
+        with metrics.MAIL.measure():
+            connection().send_messages([message])
     except Exception as error:  # noqa: BLE001 - each backend has errors of its own
         _record_failure(mine, row, error)
     else:
         mine.update(sent_at=Now(), pending_key=None, error="")
+        metrics.MAILS.count("sent")
 
 
-def _connection() -> Any:
+def connection() -> Any:
+    """Return a new connection of Django's e-mail backend, not opened yet."""
     # Django 6.1 has MAILERS, and deprecates get_connection().
     mailers = getattr(django_mail, "mailers", None)
-    connection: Any = django_mail.get_connection() if mailers is None else mailers.default
+    made: Any = django_mail.get_connection() if mailers is None else mailers.default
     # Without EMAIL_TIMEOUT a mail server that hangs would hold the thread for ever.
-    if getattr(connection, "timeout", 0) is None:
-        connection.timeout = _SOCKET_TIMEOUT
-    return connection
+    if getattr(made, "timeout", 0) is None:
+        made.timeout = _SOCKET_TIMEOUT
+    return made
 
 
 def _record_failure(mine: Any, row: MailRequest, error: Exception) -> None:
     # The text of an error may quote the message, and so the key: its kind and number must do.
     number = getattr(error, "smtp_code", None) or getattr(error, "status_code", None)
     kind = type(error).__name__ + (f" {number}" if isinstance(number, int) else "")
+    fields = {"request_id": row.pk, "purpose": row.purpose, "error": kind}
     if row.attempts >= _ATTEMPTS:
         mine.update(failed_at=Now(), pending_key=None, error=kind[:100])
-        logger.error("mail.given_up: request %s, %s: %s", row.pk, row.purpose, kind)
+        metrics.MAILS.count("given_up")
+        logger.error(
+            "mail.given_up: request %s, %s: %s",
+            row.pk,
+            row.purpose,
+            kind,
+            extra={"event": "mail.given_up", **fields},
+        )
         return
     pause = min(_FIRST_PAUSE * 2 ** (row.attempts - 1), _LONGEST_PAUSE)
     mine.update(lease_until=Now() + timedelta(seconds=pause), error=kind[:100])
-    logger.warning("mail.failed: request %s, %s: %s", row.pk, row.purpose, kind)
+    metrics.MAILS.count("failed")
+    logger.warning(
+        "mail.failed: request %s, %s: %s",
+        row.pk,
+        row.purpose,
+        kind,
+        extra={"event": "mail.failed", **fields},
+    )
 
 
 @sensitive_variables("key")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from django.contrib.auth.models import AnonymousUser
 
 from accesspass import background, sessions
-from accesspass.bearer import BearerMiddleware, token_required
+from accesspass.bearer import AuthenticatedHttpRequest, BearerMiddleware, token_required
 
 if TYPE_CHECKING:
     from accesspass.sessions import SessionRecord
 
-__all__ = ["TokenAuthenticationMiddleware", "token_required"]
+__all__ = ["AuthenticatedHttpRequest", "TokenAuthenticationMiddleware", "token_required"]
 
 
 class TokenAuthenticationMiddleware(BearerMiddleware):

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
-from rest_framework.permissions import BasePermission, OperationHolderMixin
+from rest_framework.permissions import BasePermission
 
 from accesspass.conf import conf
 from accesspass.exceptions import EmailNotConfirmed
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from rest_framework.views import APIView
 
 __all__ = ["HasClaim", "IsEmailConfirmed"]
+
+if TYPE_CHECKING:
+    # What may stand in `permission_classes` beside classes, as far as the types go.
+    from rest_framework.permissions import SingleOperandHolder as _PermissionHolder
+else:
+    from rest_framework.permissions import OperationHolderMixin as _PermissionHolder
 
 _ABSENT = object()
 
@@ -40,7 +46,7 @@ class IsEmailConfirmed(BasePermission):
         return self.has_permission(request, view)
 
 
-class HasClaim(OperationHolderMixin, BasePermission):
+class HasClaim(_PermissionHolder, BasePermission):
     """Lets in whose session has every one of these claims: `HasClaim(role="admin")`.
 
     A list, tuple or set as value means any of its members, and a member of an Enum, as of Django's
@@ -64,7 +70,7 @@ class HasClaim(OperationHolderMixin, BasePermission):
             for name, value in claims.items()
         }
 
-    def __call__(self) -> HasClaim:
+    def __call__(self, *args: Any, **kwargs: Any) -> HasClaim:
         """Return itself: DRF calls each member of `permission_classes`."""
         return self
 

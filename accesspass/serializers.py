@@ -1,4 +1,7 @@
-"""The shapes of request bodies. What the values mean is decided in `accounts`."""
+"""The shapes of request bodies. What the values mean is decided in `accounts`.
+
+The docstrings of serializers are read by clients: they stand in the OpenAPI description.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ __all__ = [
     "PasswordResetSerializer",
     "RefreshSerializer",
     "RegisterSerializer",
+    "ServiceTokenSerializer",
     "SessionSerializer",
     "StrictFormParser",
     "StrictJSONParser",
-    "TokenSerializer",
     "UsernameForgotSerializer",
     "UsernameSerializer",
 ]
@@ -112,6 +115,10 @@ class _PasswordField(_TextField):
         return super().run_validation(data)
 
 
+class _MetaField(serializers.JSONField):
+    """What a client says of itself; that it is an object and not too large is seen to later."""
+
+
 class _Instant(serializers.Field[Any, Any, str, Any]):
     """A time in UTC (RFC 3339), whatever format and time zone the project's own API has."""
 
@@ -125,32 +132,32 @@ class _Instant(serializers.Field[Any, Any, str, Any]):
 
 class RegisterSerializer(serializers.Serializer[Any]):
     """`username` may be left out where the user model's username is the e-mail address, and `email`
-    too if `username` holds that address.
+    too if `username` holds that address."""
 
-    A subclass may declare more fields: those that the user model has are put into the new user, and
-    all of them reach `Hooks.prepare_user` and `create_user`.
-    """
+    # A subclass may declare more fields: those that the user model has are put into the new user,
+    # and all of them reach `Hooks.prepare_user` and `create_user`.
 
     username = _TextField(required=False, max_length=255)
     email = _TextField(required=False, max_length=254)
     password = _PasswordField()
     password_confirm = _PasswordField(required=False)
-    meta = serializers.JSONField(required=False)
+    meta = _MetaField(required=False)
+
+    def get_fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = super().get_fields()
+        fields["username"].required = not username_is_email()
+        fields["email"].required = email_field() is not None and not username_is_email()
+        return fields
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if username_is_email():
             attrs.setdefault("email", attrs.get("username", ""))
             attrs.setdefault("username", "")
-        missing = [
-            name
-            for name in ("username", "email")
-            if not attrs.get(name)
-            and not (name == "username" and username_is_email())
-            and not (name == "email" and email_field() is None)
-        ]
-        if missing:
-            message = self.fields["password"].error_messages["required"]
-            raise serializers.ValidationError(dict.fromkeys(missing, message), code="required")
+            if not attrs["email"]:
+                message = self.fields["email"].error_messages["required"]
+                raise serializers.ValidationError({"email": message}, code="required")
+        if email_field() is None:
+            attrs["email"] = ""
         attrs.setdefault("email", "")
         _compare_passwords(attrs, "password")
         return attrs
@@ -186,21 +193,23 @@ class LogoutSerializer(serializers.Serializer[Any]):
     refresh_token = _AnyField(required=False)
 
 
-class TokenSerializer(serializers.Serializer[Any]):
+class ServiceTokenSerializer(serializers.Serializer[Any]):
     """Of RFC 7662 and RFC 7009. `token_type_hint` is not needed: a token says what it is."""
 
     token = _TextField(trim_whitespace=False)
 
 
 class SessionSerializer(serializers.Serializer[Session]):
-    """A session as its user sees it. `context["current"]` is the id of the request's own."""
+    """A session as its user sees it. `current` marks the one of the request itself."""
+
+    # `context["current"]` is the id of that one.
 
     id = serializers.UUIDField()
     device = serializers.SerializerMethodField()
-    ip = serializers.IPAddressField()
+    ip = serializers.IPAddressField(allow_null=True)
     created_at = _Instant()
     last_used_at = _Instant()
-    expires_at = _Instant()
+    expires_at = _Instant(allow_null=True)
     current = serializers.SerializerMethodField()
 
     def get_device(self, session: Session) -> str:
@@ -253,14 +262,16 @@ class AccountDeleteSerializer(serializers.Serializer[Any]):
 
 
 class AccountSerializer(serializers.Serializer[Any]):
-    """What a user may change, and see, of the own account.
+    """What a user may change of the own account. A new username needs the present password.
 
-    A subclass may declare more fields of the user model: they are shown under `user` and may be
-    changed, unless they are read-only. The address and the password have routes of their own.
+    The address and the password have routes of their own.
     """
 
+    # A subclass may declare more fields of the user model: they are shown under `user` and may be
+    # changed, unless they are read-only.
+
     username = _TextField(required=False, max_length=255, write_only=True)
-    meta = serializers.JSONField(required=False, write_only=True)
+    meta = _MetaField(required=False, write_only=True)
     current_password = _PasswordField(required=False)
 
     def to_representation(self, instance: Any) -> dict[str, Any]:

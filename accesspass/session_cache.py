@@ -136,7 +136,11 @@ class _PlainCache:
         try:
             return self._cache.get(key)
         except Exception:  # every backend has errors of its own; the row decides
-            logger.warning("cache.failed: the sessions cache cannot be read", exc_info=True)
+            logger.warning(
+                "session.cache_failed: it cannot be read",
+                exc_info=True,
+                extra={"event": "session.cache_failed"},
+            )
             return None
 
     def publish(
@@ -173,7 +177,11 @@ class _PlainCache:
         try:
             self._cache.delete(key)
         except Exception:
-            logger.warning("cache.failed: the sessions cache cannot be written", exc_info=True)
+            logger.warning(
+                "session.cache_failed: it cannot be written",
+                exc_info=True,
+                extra={"event": "session.cache_failed"},
+            )
 
     def now(self) -> float:
         return time.time()

@@ -34,8 +34,9 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import records
+from accesspass import metrics, records
 from accesspass.conf import TEN_YEARS, conf
+from accesspass.devices import printable, user_agent
 from accesspass.exceptions import (
     AccessPassError,
     InvalidCredentials,
@@ -65,6 +66,7 @@ __all__ = [
     "let_go",
     "live",
     "logout",
+    "pending",
     "publish_now",
     "purge",
     "refresh",
@@ -169,9 +171,15 @@ def _publish(
         done = False
         if reachable and (mark is not False or record == records.DEAD):
             try:
-                done = _publish_one(cache, session, record, mark)
+                with metrics.PUBLISH.measure():
+                    done = _publish_one(cache, session, record, mark)
             except cache.CacheError as error:
-                logger.warning("session.not_published: %s: %s", session.pk, error)
+                logger.warning(
+                    "session.not_published: %s: %s",
+                    session.pk,
+                    error,
+                    extra={"event": "session.not_published", "session_id": str(session.pk)},
+                )
                 reachable = False  # the others would wait for the same engine
         acknowledged &= done
         if not done:
@@ -191,12 +199,21 @@ def _publish_one(cache: RecordCache, session: Any, record: Any, mark: Any) -> bo
         done = cache.publish(key, record, session.revision, timeout, mark)
     except cache.ValueRefused as error:
         # Nothing in its place lets every node ask the database, and none go on with what it had.
-        logger.error("session.not_recorded: %s: %s", session.pk, error)
+        logger.error(
+            "session.not_recorded: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_recorded", "session_id": str(session.pk)},
+        )
         done = cache.publish(key, None, session.revision, timeout, mark)
     if not done:
         # The engine's history has ended since the mark was taken. Or the database was restored,
         # and the engine knows of a revision that the row has not reached again.
-        logger.warning("session.not_published: %s: the engine refused it", session.pk)
+        logger.warning(
+            "session.publication_refused: %s",
+            session.pk,
+            extra={"event": "session.publication_refused", "session_id": str(session.pk)},
+        )
     return done
 
 
@@ -207,7 +224,12 @@ def _acknowledge(session: Any) -> None:
         rows.filter(pk=session.pk, revision=session.revision).update(publication_pending=False)
     except DatabaseError as error:
         # What was asked for is done. That it is published once more does no harm.
-        logger.warning("session.not_acknowledged: %s: %s", session.pk, error)
+        logger.warning(
+            "session.not_acknowledged: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_acknowledged", "session_id": str(session.pk)},
+        )
 
 
 def _doubt_pending() -> None:
@@ -229,6 +251,8 @@ def _doubt_pending() -> None:
 
 # Authenticate ---------------------------------------------------------------------------------
 
+_count_hit = metrics.CHECKS.of("hit")
+
 
 @sensitive_variables()
 def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -241,13 +265,11 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         InvalidToken: it stands for nothing (RFC 6750 §3.1, ``invalid_token``).
         Unavailable: the database had to be asked and could not be.
     """
-    token = parse(TokenType.ACCESS, access_token)
+    token = _parse(access_token)
     del access_token  # a report of an error further down would show it
-    if token is None:
-        raise InvalidToken
     cache = _cache()
     try:
-        return _from_cache(cache, token) or _from_database(cache, token)
+        return _from_cache(cache, token) or _read_through(cache, token)
     except (OperationalError, InterfaceError) as error:
         raise Unavailable from error
 
@@ -273,13 +295,19 @@ def join() -> None:
 @sensitive_variables()
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
-    token = parse(TokenType.ACCESS, access_token)
-    if token is None:
-        raise InvalidToken
+    token = _parse(access_token)
     cache = _cache()
     if conf.USER_FROM_RECORD and (found := _from_cache(cache, token)):
         return found
     return await sync_to_async(authenticate)(access_token)
+
+
+def _parse(access_token: object) -> Token:
+    token = parse(TokenType.ACCESS, access_token)
+    if token is None:
+        metrics.CHECKS.count("malformed")
+        raise InvalidToken
+    return token
 
 
 def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord] | None:
@@ -287,16 +315,40 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
     record = cache.get(records.key(token.id))
     if record is not None:
         if record == records.DEAD:
+            metrics.CHECKS.count("revoked")
             raise InvalidToken
         found = records.read(token, record, cache.now())
         if found is not None:
+            _count_hit()
             return found
         if not records.is_readable(record):
             cache.forget(records.key(token.id))  # it would keep ours, of the same revision, out
     # Only what was made here, and is not over, is worth a query.
-    if not token.is_authentic() or token.number <= cache.now() or _refused.holds(token.digest):
-        raise InvalidToken
-    return None
+    if not token.is_authentic():
+        refusal = "forged"
+    elif token.number <= cache.now():
+        refusal = "expired"
+    elif _refused.holds(token.digest):
+        refusal = "refused"
+    else:
+        return None
+    metrics.CHECKS.count(refusal)
+    raise InvalidToken
+
+
+def _read_through(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
+    """Let the database decide, and count what it said."""
+    outcome = "unavailable"
+    try:
+        with metrics.READ_THROUGH.measure():
+            found = _from_database(cache, token)
+        outcome = "miss"
+        return found
+    except InvalidToken:
+        outcome = "refused"
+        raise
+    finally:
+        metrics.CHECKS.count(outcome)
 
 
 def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -322,7 +374,7 @@ def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, 
         found = records.read(token, record, cache.now())
         if found is not None:
             if mark is not False and records.is_undone_by_sync(session.user):
-                _fill(cache, key, record, revision, mark)
+                _fill(cache, session, record, mark)
             return found
     # A row that is missing may be a login that is not committed yet, so not for long.
     _refused.add(token.digest)
@@ -346,11 +398,17 @@ def _let_sync_see(database: str, user: Any) -> bool:
         return False  # this one cannot be written; the request is answered, and nothing held
 
 
-def _fill(cache: RecordCache, key: str, record: Any, revision: int, mark: Any) -> None:
+def _fill(cache: RecordCache, session: Any, record: Any, mark: Any) -> None:
+    key = records.key(session.pk.bytes)
     try:
-        cache.fill(key, record, revision, conf.ACCESS_TOKEN_LIFETIME, mark)
+        cache.fill(key, record, session.revision, conf.ACCESS_TOKEN_LIFETIME, mark)
     except cache.CacheError as error:
-        logger.error("session.not_recorded: %s", error)
+        logger.error(
+            "session.not_recorded: %s: %s",
+            session.pk,
+            error,
+            extra={"event": "session.not_recorded", "session_id": str(session.pk)},
+        )
 
 
 def _select(database: str, session_id: bytes) -> Any:
@@ -457,19 +515,19 @@ def start(
             last_used_at=clock,
             expires_at=None if ends_after is None else clock + timedelta(seconds=ends_after),
             claims=dict(claims or {}),
-            name=_plain(name)[:100],
+            name=printable(name)[:100],
             auth_hash=records.auth_hash(current),
         )
         session.clock = clock
         if request is not None:
             session.ip = client_address(request)
-            session.user_agent = _plain(request.headers.get("User-Agent", ""))[:300]
+            session.user_agent = user_agent(request)
         refresh_token = mint(TokenType.REFRESH, session.pk.bytes, 0)
         access_token = mint(TokenType.ACCESS, session.pk.bytes, _access_expiry(cache, session))
         session.refresh_digest = refresh_token.digest.hex()
         session.access_tokens = [[access_token.digest.hex(), access_token.number]]
         session.save(using=database, force_insert=True)
-        _enforce_limit(database, session)
+        _enforce_limit(database, session, request)
         record = records.build(session, current)
         transaction.on_commit(partial(_publish, cache, [(session, record)], mark), using=database)
         transaction.on_commit(
@@ -506,7 +564,7 @@ def _refuse_if_changed(user: AbstractBaseUser, current: AbstractBaseUser) -> Non
         raise InvalidCredentials
 
 
-def _enforce_limit(database: str, session: Session) -> None:
+def _enforce_limit(database: str, session: Session, request: HttpRequest | None) -> None:
     live = Session.objects.using(database).filter(
         Q(expires_at=None) | Q(expires_at__gt=session.created_at),
         user=session.user_id,
@@ -515,7 +573,7 @@ def _enforce_limit(database: str, session: Session) -> None:
     order = live.order_by("-created_at", "-pk").exclude(pk=session.pk)
     surplus = list(order.values_list("pk", flat=True)[conf.SESSIONS_PER_USER - 1 :])
     if surplus:
-        _end(database, Q(pk__in=surplus), "session_limit")
+        _end(database, Q(pk__in=surplus), "session_limit", request)
 
 
 def _access_expiry(cache: RecordCache, session: Any) -> int:
@@ -554,16 +612,11 @@ def _seconds(duration: float | timedelta) -> float:
     return seconds
 
 
-def _plain(text: str) -> str:
-    """What a client says of itself, without what a database or a terminal would choke on."""
-    return "".join(character for character in text if character.isprintable())
-
-
 # Refresh --------------------------------------------------------------------------------------
 
 
 @sensitive_variables()
-def refresh(refresh_token: object) -> TokenPair:
+def refresh(refresh_token: object, *, request: HttpRequest | None = None) -> TokenPair:
     """Exchange a refresh token for a new pair (rotation, RFC 9700 §4.14.2).
 
     It costs three statements, and a fourth if the session had something pending; where the user
@@ -572,7 +625,8 @@ def refresh(refresh_token: object) -> TokenPair:
     The same token within ``REFRESH_GRACE`` gets the identical pair again, for two tabs or a lost
     answer. After that, or one rotation later, it ends the session: two parties hold it.
 
-    Call it outside of transactions: what it records must stay even if it raises.
+    Call it outside of transactions: what it records must stay even if it raises. ``request`` is for
+    receivers of ``refresh_token_reused``.
 
     Raises:
         InvalidToken: the token is not, or no more, good for anything.
@@ -587,7 +641,7 @@ def refresh(refresh_token: object) -> TokenPair:
     mark = _mark(cache)
     changed: list[Any] = []
     with transaction.atomic(using=database, durable=True):
-        outcome = _rotate(cache, mark, database, token, changed)
+        outcome = _rotate(cache, mark, database, token, changed, request)
     for user in changed:
         sync(user)
     # Raised here, so that what was recorded of the refusal stays.
@@ -598,7 +652,12 @@ def refresh(refresh_token: object) -> TokenPair:
 
 @sensitive_variables()
 def _rotate(
-    cache: RecordCache, mark: Any, database: str, token: Token, changed: list[Any]
+    cache: RecordCache,
+    mark: Any,
+    database: str,
+    token: Token,
+    changed: list[Any],
+    request: HttpRequest | None,
 ) -> TokenPair | AccessPassError:
     rows = Session.objects.using(database).filter(pk=uuid.UUID(bytes=token.id))
     # An UPDATE locks the row on every vendor; SELECT FOR UPDATE does not on SQLite.
@@ -619,21 +678,31 @@ def _rotate(
     ):
         return _same_successor(cache, session, token) or InvalidToken()
     if token.number < session.generation:
-        _end(database, Q(pk=session.pk), "refresh_token_reused")
+        _end(database, Q(pk=session.pk), "refresh_token_reused", request)
         transaction.on_commit(
             partial(
                 refresh_token_reused.send,
                 sender=type(session.user),
                 user_id=session.user_id,
                 session_id=session.pk,
+                request=request,
             ),
             using=database,
             robust=True,
         )
-        logger.warning("session.refresh_token_reused: %s", session.pk)
+        metrics.REUSES.count()
+        logger.warning(
+            "session.refresh_token_reused: %s",
+            session.pk,
+            extra={"event": "session.refresh_token_reused", "session_id": str(session.pk)},
+        )
         return InvalidToken()
     # Made under our key but never given out: a restored database, or a leaked key.
-    logger.error("session.refresh_token_unknown: %s", session.pk)
+    logger.error(
+        "session.refresh_token_unknown: %s",
+        session.pk,
+        extra={"event": "session.refresh_token_unknown", "session_id": str(session.pk)},
+    )
     return InvalidToken()
 
 
@@ -687,8 +756,10 @@ def _same_successor(cache: RecordCache, session: Any, token: Token) -> TokenPair
 # Revoke ---------------------------------------------------------------------------------------
 
 
-def revoke(session_id: uuid.UUID, *, reason: str = "revoked") -> bool:
-    """End a session, on every node.
+def revoke(
+    session_id: uuid.UUID, *, reason: str = "revoked", request: HttpRequest | None = None
+) -> bool:
+    """End a session, on every node. ``request`` is for receivers of ``session_revoked``.
 
     Returns:
         True if the engine has acknowledged it: every node refuses it from now on, and one that is
@@ -697,21 +768,25 @@ def revoke(session_id: uuid.UUID, *, reason: str = "revoked") -> bool:
     """
     database = router.db_for_write(Session)
     with transaction.atomic(using=database):
-        ended = _end(database, Q(pk=session_id), reason)
+        ended = _end(database, Q(pk=session_id), reason, request)
     return ended.acknowledged
 
 
 def revoke_all(
-    user: AbstractBaseUser, *, except_: uuid.UUID | None = None, reason: str = "revoked"
+    user: AbstractBaseUser,
+    *,
+    except_: uuid.UUID | None = None,
+    reason: str = "revoked",
+    request: HttpRequest | None = None,
 ) -> bool:
-    """End all sessions of a user but one. Returns as ``revoke`` does."""
+    """End all sessions of a user but one. Takes ``request``, and returns, as ``revoke`` does."""
     database = router.db_for_write(Session)
     which = Q(user=user.pk)
     if except_ is not None:
         which &= ~Q(pk=except_)
     with transaction.atomic(using=database):
         Account.objects.lock(user.pk, database)
-        ended = _end(database, which, reason)
+        ended = _end(database, which, reason, request)
     return ended.acknowledged
 
 
@@ -753,14 +828,14 @@ def has_expired() -> Q:
     return expired
 
 
-def _everywhere(session_id: uuid.UUID, *, reason: str) -> bool:
+def _everywhere(session_id: uuid.UUID, *, reason: str, request: HttpRequest | None) -> bool:
     """End every session of the user whose live session this is. Returns as ``revoke`` does."""
     database = router.db_for_write(Session)
     session = _select(database, session_id.bytes)
     if session is None or session.user is None:
-        return revoke(session_id, reason=reason)
+        return revoke(session_id, reason=reason, request=request)
     if _why_dead(session) is None:
-        return revoke_all(session.user, reason=reason)
+        return revoke_all(session.user, reason=reason, request=request)
     # A dead one ends nothing; but what an earlier attempt has left pending is published.
     with transaction.atomic(using=database):
         ended = _end(database, Q(user=session.user_id, revoked_at__isnull=False), reason)
@@ -817,7 +892,7 @@ def logout(
         end = _everywhere if everywhere else revoke
         session_id = uuid.UUID(bytes=token.id)
         user = _listened_for(session_id)
-        acknowledged &= end(session_id, reason="logout")
+        acknowledged &= end(session_id, reason="logout", request=request)
         if user is not None:
             user_logged_out.send(sender=type(user), request=request, user=user)
     return acknowledged
@@ -838,7 +913,7 @@ class _Ended:
         self.acknowledged = False
 
 
-def _end(database: str, which: Q, reason: str) -> _Ended:
+def _end(database: str, which: Q, reason: str, request: HttpRequest | None = None) -> _Ended:
     """Revoke rows inside the caller's transaction, and publish them once it is committed."""
     ended = _Ended()
     rows = Session.objects.using(database).filter(which)
@@ -864,6 +939,7 @@ def _end(database: str, which: Q, reason: str) -> _Ended:
             user_id=session.user_id,
             session_id=session.pk,
             reason=reason,
+            request=request,
         )
         transaction.on_commit(announce, using=database, robust=True)
     return ended
@@ -975,7 +1051,11 @@ def tidy() -> int:
             if (record := _current_record(session)) is not None:
                 found.append((session, record))
         except Exception:  # a hook of the project's: the others are published all the same
-            logger.exception("session.not_recorded: %s", session.pk)
+            logger.exception(
+                "session.record_failed: %s",
+                session.pk,
+                extra={"event": "session.record_failed", "session_id": str(session.pk)},
+            )
     _publish(cache, found, mark)
     return len(ids)
 
@@ -992,6 +1072,12 @@ def _current_record(session: Any) -> Any:
         revoke(session.pk, reason=why)
         return None
     return records.build(session, session.user)
+
+
+def pending() -> int:
+    """Return how many sessions stand for something that the engine has not acknowledged."""
+    rows = Session.objects.using(router.db_for_write(Session))
+    return rows.filter(publication_pending=True).count()
 
 
 def sweep() -> int:
@@ -1017,7 +1103,11 @@ def sweep() -> int:
                 sync(user)
                 changed += 1
             except Exception:  # as in tidy
-                logger.exception("session.not_synced: user %s", user.pk)
+                logger.exception(
+                    "session.not_synced: user %s",
+                    user.pk,
+                    extra={"event": "session.not_synced", "user_id": str(user.pk)},
+                )
     return changed
 
 

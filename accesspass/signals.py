@@ -28,11 +28,13 @@ user_registered = Signal()
 # sender: the user class; user; session_id (UUID); request (HttpRequest or None)
 session_started = Signal()
 
-# sender: the user class; user_id (primary key, or None); session_id (UUID); reason (str)
+# sender: the user class; user_id (primary key, or None); session_id (UUID); reason (str);
+# request (HttpRequest, or None where it ends by itself or by a change of the user)
 session_revoked = Signal()
 
 # A refresh token that had been exchanged before was sent again, so its session was revoked.
-# sender: the user class; user_id (primary key, or None); session_id (UUID)
+# sender: the user class; user_id (primary key, or None); session_id (UUID);
+# request (HttpRequest or None)
 refresh_token_reused = Signal()
 
 # More requests came from one network than THROTTLES expects. None was refused for that; it is sent

@@ -73,7 +73,8 @@ def count(scope: Scope, request: HttpRequest, name: str) -> Attempt:
     rates = conf.THROTTLES[scope]
     network, name = client_network(request), canonical(name)
     if network == UNKNOWN:
-        logger.warning("throttle.address_unknown: %s: see TRUSTED_PROXIES", scope)
+        extra = {"event": "throttle.address_unknown", "scope": scope}
+        logger.warning("throttle.address_unknown: %s: see TRUSTED_PROXIES", scope, extra=extra)
     failure = None
     try:
         if rate := rates["account_network"]:
@@ -124,7 +125,12 @@ def _warn_if_over(scope: str, rate: Rate, network: str, request: HttpRequest) ->
     key = _key(scope, "network", network)
     if Throttle.objects.take(key, *rate) or not Throttle.objects.first_over(key, rate.limit):
         return
-    logger.warning("throttle.network_over_limit: %s from %s", scope, network)
+    logger.warning(
+        "throttle.network_over_limit: %s from %s",
+        scope,
+        network,
+        extra={"event": "throttle.network_over_limit", "scope": scope, "network": network},
+    )
     network_over_limit.send_robust(sender=Throttle, scope=scope, network=network, request=request)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -21,7 +22,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accesspass import accounts, background, cookies, mail, sessions, throttling
-from accesspass.authentication import TokenAuthentication, sent_token, service_of
+from accesspass.authentication import (
+    AuthenticatedRequest,
+    TokenAuthentication,
+    sent_token,
+    service_of,
+)
 from accesspass.bearer import challenge
 from accesspass.conf import conf
 from accesspass.exceptions import (
@@ -45,10 +51,10 @@ from accesspass.serializers import (
     PasswordResetSerializer,
     RefreshSerializer,
     RegisterSerializer,
+    ServiceTokenSerializer,
     SessionSerializer,
     StrictFormParser,
     StrictJSONParser,
-    TokenSerializer,
     UsernameForgotSerializer,
     UsernameSerializer,
 )
@@ -59,7 +65,7 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
     from rest_framework.serializers import Serializer
 
-    from accesspass.sessions import SessionRecord, TokenPair
+    from accesspass.sessions import TokenPair
 
 __all__ = [
     "AccountDeleteView",
@@ -69,6 +75,7 @@ __all__ = [
     "ConfirmView",
     "EmailChangeConfirmView",
     "EmailChangeView",
+    "ExchangeView",
     "IntrospectView",
     "LoginView",
     "LogoutAllView",
@@ -159,7 +166,7 @@ class _AuthView(APIView):
         return cookies.sent_token(request._request)
 
     def handle_exception(self, exc: Exception) -> Response:
-        error = _translated(exc)
+        error = translated(exc)
         if error is None:
             self.raise_uncaught_exception(exc)
         status, code, detail, errors, wait = error
@@ -204,7 +211,8 @@ class RegisterView(_AuthView):
     def post(self, request: Request) -> Response:
         body = self.body(request)
         values, further = _split(body, RegisterSerializer)
-        throttling.count("register", request._request, values["email"])
+        name = values["email"] or values["username"]
+        throttling.count("register", request._request, name)
         values["fields"] = accounts.user_fields(further)
         values["data"] = {**_without_secrets(request), **further}
         values["request"] = request._request
@@ -243,8 +251,36 @@ class RefreshView(_AuthView):
         token = self.refresh_token(request)
         if token is None:
             raise TokenRequired
-        pair = sessions.refresh(token)
+        pair = sessions.refresh(token, request=request._request)
         return Response(_token_answer(request, pair.user, pair))
+
+
+class ExchangeView(_AuthView):
+    """POST: what a client has from another package, for a token pair. A base for migrations.
+
+    It has no route; a project subclasses it while it moves here.
+    """
+
+    @sensitive_variables()
+    def exchange(self, request: Request) -> AbstractBaseUser:
+        """Return the user whom the client's old token stands for, and make that good for nothing.
+
+        It runs in the transaction in which the session begins. Raise InvalidToken to refuse; of
+        two requests with one token, refuse one.
+        """
+        raise NotImplementedError
+
+    @sensitive_variables()
+    def post(self, request: Request) -> Response:
+        database = router.db_for_write(Session)
+        request.data  # noqa: B018 - whoever sends it slowly must not hold the transaction open
+        with transaction.atomic(using=database):
+            # On SQLite whoever reads first cannot wait for the writers of the others any more. So
+            # this writes, to no row.
+            Session.objects.using(database).filter(pk=uuid.UUID(int=0)).update(generation=0)
+            user = self.exchange(request)
+            pair = sessions.start(user, request=request._request)
+        return Response(_token_answer(request, user, pair))
 
 
 class CheckView(_AuthView):
@@ -253,11 +289,11 @@ class CheckView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        record = request.auth
         return Response(
             {
-                "user": accounts.describe(cast("AbstractBaseUser", request.user), record.meta),
+                "user": accounts.describe(request.user, record.meta),
                 "claims": record.claims,
                 "email_confirmed": record.email_confirmed,
                 "expires_in": record.expires_in,
@@ -301,10 +337,9 @@ class SessionListView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: Request) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
-        current = cast("SessionRecord", request.auth).id
-        context = {"current": current}
+    def get(self, request: AuthenticatedRequest) -> Response:
+        live = sessions.live(request.user)
+        context = {"current": request.auth.id}
         return Response([SessionSerializer(x, context=context).data for x in live])
 
 
@@ -314,12 +349,12 @@ class SessionDetailView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def delete(self, request: Request, session_id: str) -> Response:
-        live = sessions.live(cast("AbstractBaseUser", request.user))
+    def delete(self, request: AuthenticatedRequest, session_id: str) -> Response:
+        live = sessions.live(request.user)
         found = next((x for x in live if str(x.pk) == session_id.lower()), None)
         if found is None:
             raise NotFound
-        return _ended(sessions.revoke(found.pk))
+        return _ended(sessions.revoke(found.pk, request=request._request))
 
 
 class _ServiceView(_AuthView):
@@ -329,7 +364,7 @@ class _ServiceView(_AuthView):
     """
 
     parser_classes = [StrictFormParser]
-    serializer_class = TokenSerializer
+    serializer_class = ServiceTokenSerializer
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         if service_of(request._request) is None:
@@ -432,7 +467,7 @@ def _without_secrets(request: Request) -> dict[str, Any]:
     return data
 
 
-def _translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
+def translated(exc: Exception) -> tuple[int, str, str, _Errors | None, float | None] | None:
     """Return status, code, detail, errors by field, and seconds to wait; None if unexpected."""
     if isinstance(exc, (OperationalError, InterfaceError)):
         exc = Unavailable()
@@ -541,11 +576,11 @@ class PasswordChangeView(_SignedInView):
     serializer_class = PasswordChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         acknowledged = accounts.change_password(
-            cast("AbstractBaseUser", request.user),
+            request.user,
             **self.body(request),
-            session_id=cast("SessionRecord", request.auth).id,
+            session_id=request.auth.id,
             request=request._request,
         )
         return _ended(acknowledged)
@@ -565,13 +600,11 @@ class EmailChangeView(_SignedInView):
     serializer_class = EmailChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         # By the new address: nobody is to be written to again and again by strangers.
         throttling.count("mail", request._request, body["email"])
-        accounts.change_email(
-            cast("AbstractBaseUser", request.user), **body, request=request._request
-        )
+        accounts.change_email(request.user, **body, request=request._request)
         return _on_its_way()
 
 
@@ -591,16 +624,16 @@ class AccountView(_SignedInView):
 
     serializer_class = AccountSerializer
 
-    def get(self, request: Request) -> Response:
-        record = cast("SessionRecord", request.auth)
-        return self.show(cast("AbstractBaseUser", request.user), record.meta)
+    def get(self, request: AuthenticatedRequest) -> Response:
+        return self.show(request.user, request.auth.meta)
 
     @sensitive_variables()
-    def patch(self, request: Request) -> Response:
+    def patch(self, request: AuthenticatedRequest) -> Response:
         body = self.body(request)
         values, fields = _split(body, AccountSerializer)
-        user = cast("AbstractBaseUser", request.user)
-        return self.show(*accounts.update(user, **values, fields=fields, request=request._request))
+        return self.show(
+            *accounts.update(request.user, **values, fields=fields, request=request._request)
+        )
 
     def show(self, user: AbstractBaseUser, meta: Mapping[str, Any]) -> Response:
         serializer: Any = self.serializer_class
@@ -613,9 +646,8 @@ class AccountDeleteView(_SignedInView):
     serializer_class = AccountDeleteSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
-        user = cast("AbstractBaseUser", request.user)
-        return _ended(accounts.delete(user, **self.body(request), request=request._request))
+    def post(self, request: AuthenticatedRequest) -> Response:
+        return _ended(accounts.delete(request.user, **self.body(request), request=request._request))
 
 
 def _on_its_way() -> Response:

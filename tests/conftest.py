@@ -7,6 +7,11 @@ import pytest
 from django.contrib.auth import get_user_model
 from rest_framework.test import APIClient
 
+from tests import conformance
+
+# Whatever a test asks of a view, the answer is one that the OpenAPI description names.
+conformance.watch()
+
 PASSWORD = "correct horse battery"
 
 MakeUser = Callable[..., Any]

@@ -17,6 +17,8 @@ class ByInvitation(AccessPassError):
 
 
 class ShopHooks(Hooks):
+    refusals = {"register": [ByInvitation]}  # for the OpenAPI description
+
     def prepare_user(self, user, data):
         if data.get("invitation") != 1234:
             raise ByInvitation
@@ -44,7 +46,7 @@ class RegisterSerializer(accesspass_serializers.RegisterSerializer):
 
 class AccountSerializer(accesspass_serializers.AccountSerializer):
     first_name = serializers.CharField(max_length=150, required=False)
-    last_login = serializers.DateTimeField(read_only=True)
+    last_login = serializers.DateTimeField(read_only=True, allow_null=True)
 
 
 class RegisterView(views.RegisterView):

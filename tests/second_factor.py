@@ -24,6 +24,8 @@ class CodeRefused(AccessPassError):
 
 
 class SecondFactor(Hooks):
+    refusals = {"login": [CodeRequired, CodeRefused]}  # for the OpenAPI description
+
     def may_login(
         self, user: AbstractBaseUser, data: Mapping[str, Any], request: HttpRequest | None
     ) -> None:

@@ -20,7 +20,7 @@ from django.test.utils import CaptureQueriesContext
 from accesspass import sessions
 from accesspass.cache import ReplicatedCache
 from accesspass.exceptions import InvalidToken
-from accesspass.models import Node, Session
+from accesspass.models import Node
 
 
 def cache_settings(location: str, **options: Any) -> Any:
@@ -50,14 +50,6 @@ def plain() -> Iterator[None]:
         "LOCATION": str(uuid.uuid4()),
     }
     with override_settings(CACHES={**settings.CACHES, "accesspass": alias}):
-        yield
-
-
-@contextlib.contextmanager
-def other_node() -> Iterator[None]:
-    """Have a replica of one's own of the same engine, as another process has."""
-    # Other options make another replica of the same log.
-    with cache_settings(settings.CACHES["accesspass"]["LOCATION"], HEARTBEAT=0.4):
         yield
 
 
@@ -109,15 +101,6 @@ def forget(pair: sessions.TokenPair) -> None:
 def is_in_memory() -> bool:
     """Whether the database is one that no other thread or process can see."""
     return connection.vendor == "sqlite" and connection.is_in_memory_db()  # type: ignore[attr-defined]
-
-
-def age(pair: sessions.TokenPair, seconds: float) -> None:
-    """Let a session have been used, rotated, and revoked so long ago."""
-    row = Session.objects.get(pk=pair.session_id)
-    for name in ("last_used_at", "rotated_at", "revoked_at", "expires_at"):
-        if (moment := getattr(row, name)) is not None:
-            setattr(row, name, moment - timedelta(seconds=seconds))
-    row.save(update_fields=["last_used_at", "rotated_at", "revoked_at", "expires_at"])
 
 
 def make_node(seconds_ago: float = 0, **fields: Any) -> Node:

@@ -21,6 +21,7 @@ from accesspass import accounts, email_keys, mail, sessions, signals, views
 from accesspass.email_keys import CONFIRM, EMAIL_CHANGE, PASSWORD_RESET
 from accesspass.exceptions import (
     AccessPassError,
+    EmailTaken,
     Invalid,
     InvalidCredentials,
 )
@@ -137,6 +138,71 @@ def test_signals_have_the_payload_that_is_documented(user: Any, heard: Any, rf: 
 
 
 # Changing
+
+
+@separate_username
+@pytest.mark.parametrize("name", ["bob@example.com", "BOB@Example.com"])
+def test_a_username_that_is_the_address_follows_it(
+    make_user: MakeUser, heard: Any, name: str
+) -> None:
+    user = make_user(name, "bob@example.com")
+    account = Account.objects.for_user(user)
+    found = accounts.confirm_email_change(minted(user, EMAIL_CHANGE, "new@example.com"))
+    user.refresh_from_db()
+    assert found.get_username() == user.get_username() == user.email == "new@example.com"
+    assert list(account.identifiers.values_list("value", flat=True)) == ["new@example.com"]
+    email = {"old": "bob@example.com", "new": "new@example.com"}
+    assert [(x, {k: y[k] for k in ("old", "new")}) for x, y in heard] == [
+        ("email_changed", email),
+        ("username_changed", {"old": name, "new": "new@example.com"}),
+    ]
+    # Whoever has the old address next gets it for a name.
+    accounts.register(username=name, email="bob@example.com", password=PASSWORD)
+
+
+@separate_username
+def test_a_username_that_is_the_address_cannot_follow_it_to_anothers(make_user: MakeUser) -> None:
+    user = make_user("bob@example.com", "bob@example.com")
+    key = minted(user, EMAIL_CHANGE, "NEW@example.com")
+    make_user("new@example.com", "new@example.com")
+    with pytest.raises(EmailTaken):
+        accounts.confirm_email_change(key)
+    user.refresh_from_db()
+    assert user.get_username() == user.email == "bob@example.com"
+
+
+@separate_username
+def test_an_address_that_the_username_cannot_follow_is_refused(make_user: MakeUser) -> None:
+    user = make_user("bob", "bob@example.com")
+    long = ".".join([f"{'a' * 60}@{'b' * 60}", "c" * 60, "example.com"])
+    accounts.change_email(user, PASSWORD, long)
+    key = minted(user, EMAIL_CHANGE, long)
+    user.username = "BOB@example.com"
+    user.save()
+    for act in (
+        lambda: accounts.change_email(user, PASSWORD, long),
+        lambda: accounts.confirm_email_change(key),  # asked for when it had another name
+    ):
+        with pytest.raises(Invalid) as error:
+            act()
+        assert [x["code"] for x in error.value.errors["email"]] == ["max_length"]
+    user.refresh_from_db()
+    assert (user.get_username(), user.email) == ("BOB@example.com", "bob@example.com")
+
+
+@separate_username
+def test_an_address_given_up_meanwhile_becomes_nobodys_username(
+    user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = minted(user, EMAIL_CHANGE, "new@example.com")
+    monkeypatch.setattr(
+        accounts, "_refuse_bad_fields", lambda *_: accounts.confirm_email_change(key)
+    )
+    with pytest.raises(Invalid) as error:
+        accounts.update(user, username="bob@example.com", current_password=PASSWORD)
+    assert list(error.value.errors) == ["username"]
+    user.refresh_from_db()
+    assert (user.get_username(), user.email) == ("bob", "new@example.com")
 
 
 def test_a_change_overtaken_by_another_is_refused(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from django.contrib.auth.hashers import MD5PasswordHasher
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.core.exceptions import PermissionDenied
 from django.db import connection, connections
+from django.db.models.lookups import Exact
 from django.test import override_settings
+from django.test.utils import register_lookup
 
 from accesspass import accounts, sessions
 from accesspass.exceptions import (
@@ -268,6 +272,73 @@ def test_an_outdated_alias_leads_to_nobody(user: Any) -> None:
     Account.objects.for_user(user)
     User.objects.filter(pk=user.pk).update(email="robert@example.com")  # past post_save
     assert accounts.natural_key("bob@example.com") == "bob@example.com"
+
+
+@separate_username
+def test_a_save_of_an_instance_that_is_out_of_date_keeps_newer_aliases(user: Any) -> None:
+    account = Account.objects.for_user(user)
+    stale = User.objects.get(pk=user.pk)
+    user.email = "new@example.com"
+    user.save()
+    stale.username = "robert"
+    stale.save(update_fields=["username"])
+    held = account.identifiers.values_list("value", flat=True)
+    assert set(held) == {"robert", "new@example.com"}
+
+
+class Loose(Exact):
+    """Tells no accents apart, as the collations of MySQL do."""
+
+    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> tuple[str, Any]:
+        sql, params = super().as_sql(compiler, connection)
+        return sql.replace(" = ", " COLLATE loose = "), params
+
+
+@pytest.fixture
+def loose_usernames(db: None) -> Iterator[None]:
+    if connection.vendor != "sqlite":
+        pytest.skip("tests/abuse/test_guessing.py has a collation of PostgreSQL's own")
+
+    def fold(text: str) -> str:
+        letters = unicodedata.normalize("NFD", text)
+        return "".join(x for x in letters if not unicodedata.combining(x)).casefold()
+
+    def compare(one: str, other: str) -> int:
+        return (fold(one) > fold(other)) - (fold(one) < fold(other))
+
+    connection.ensure_connection()
+    connection.connection.create_collation("loose", compare)
+    with register_lookup(User._meta.get_field(User.USERNAME_FIELD), Loose):
+        yield
+
+
+@pytest.mark.parametrize("backend", ["django.contrib.auth", "accesspass"])
+@pytest.mark.parametrize("password", [PASSWORD, "wrong"])
+@pytest.mark.usefixtures("loose_usernames")
+def test_a_spelling_that_the_database_alone_takes_for_a_name_logs_nobody_in(
+    make_user: MakeUser, backend: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = make_user("bob")
+    Account.objects.for_user(user)
+    hashes: list[str] = []
+    encode = MD5PasswordHasher.encode
+
+    def counted(self: Any, password: str, salt: str) -> str:
+        hashes.append(password)
+        return encode(self, password, salt)
+
+    name = str(user.get_username()).replace("o", "\u00f3", 1)
+    assert User._base_manager.get(**{User.USERNAME_FIELD: name}) == user
+    path = {"accesspass": "accesspass.backends.IdentifierBackend"}
+    path["django.contrib.auth"] = "django.contrib.auth.backends.ModelBackend"
+    monkeypatch.setattr(MD5PasswordHasher, "encode", counted)
+    with override_settings(AUTHENTICATION_BACKENDS=[path[backend]]):
+        with pytest.raises(InvalidCredentials):
+            accounts.log_in(name, password)
+        assert hashes == [password]
+        if backend == "accesspass":
+            assert authenticate(username=name, password=password) is None
+        assert accounts.log_in(user.get_username(), PASSWORD)[0] == user
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path as route
 from django.urls import reverse
 
-from accesspass import mail, sessions
+from accesspass import accounts, mail, sessions
 from accesspass.admin import AccountAdmin, SessionAdmin, SessionsOfUserMixin
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, EmailKey, MailRequest, Node, Session
+from accesspass.testing import age
 from tests.conftest import PASSWORD, MakeUser
-from tests.sessions import age, is_refused, make_node, options
+from tests.sessions import is_refused, make_node, options
 
 LISTS = ("account", "session", "mailrequest", "node")
 
@@ -424,3 +425,39 @@ def test_no_list_asks_more_queries_for_more_rows(root: Client, make_user: MakeUs
     few = {name: count(name) for name in LISTS}
     fill(2, 12)
     assert {name: count(name) for name in LISTS} == few
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("model", [Session, MailRequest])
+def test_saving_a_page_on_which_nothing_can_be_changed_writes_nothing(
+    root: Client, make_user: MakeUser, model: Any
+) -> None:
+    """Whatever the page was made of may have changed since, as by a revocation."""
+    user = make_user("ann")
+    sessions.start(user)
+    mail.notify(mail.PASSWORD_CHANGED, user)
+    row = model.objects.get()
+    page = reverse(f"admin:accesspass_{model._meta.model_name}_change", args=[row.pk])
+    with CaptureQueriesContext(connection) as captured:
+        assert root.post(page, {"_save": "Save"}).status_code == 302
+    table = f'UPDATE "{model._meta.db_table}"'
+    assert [x["sql"] for x in captured if x["sql"].startswith(table)] == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("many", [False, True])
+def test_who_deletes_an_account_ends_its_sessions_whose_claims_would_go_on(
+    root: Client, make_user: MakeUser, many: bool
+) -> None:
+    user = make_user("ann")
+    accounts.set_claims(user, {"role": "admin"})
+    pair = sessions.start(user)
+    if many:
+        page = reverse("admin:accesspass_account_changelist")
+        body = {"action": "delete_selected", "_selected_action": [user.pk], "post": "yes"}
+    else:
+        page = reverse("admin:accesspass_account_delete", args=[user.pk])
+        body = {"post": "yes"}
+    assert root.post(page, body).status_code == 302
+    assert not Account.objects.filter(pk=user.pk).exists()
+    assert is_refused(pair.access_token)

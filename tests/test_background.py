@@ -157,9 +157,14 @@ assert threads() == 0, "importing starts nothing"
 for _ in range(3):
     background.start()
 assert beating() and threads() == 1
-# The second as uWSGI does it: nobody tells Python, and locks are as they were.
+# The second as uWSGI does it: nobody tells Python, and locks are as they were. Python's own may be
+# held just then, and stay so, where a thread is waking up: ours sleeps meanwhile.
 for fork in (os.fork, ctypes.PyDLL(None).fork):
+    background._TICK = 1.0
+    assert beating()
+    time.sleep(0.2)
     child = fork()
+    background._TICK = 0.01
     if child == 0:
         background.start()
         os._exit(0 if beating() else 1)

@@ -18,6 +18,7 @@ from accesspass.email_keys import CONFIRM
 from accesspass.exceptions import OriginNotAllowed
 from accesspass.hooks import Hooks
 from accesspass.models import Session
+from accesspass.views import ExchangeView
 from tests.conftest import PASSWORD, MakeUser
 from tests.test_mail import key_in
 
@@ -193,6 +194,20 @@ def test_the_path_follows_the_projects_include(user: Any) -> None:
     with override_script_prefix("/under/"):
         answer = APIClient().post("/v1/passes/login/", body, format="json")
     assert answer.cookies[NAME]["path"] == "/under/v1/passes/"
+
+
+class Exchange(ExchangeView):
+    def exchange(self, request: Any) -> Any:
+        return get_user_model().objects.get()
+
+
+def test_a_view_of_another_namespace_sets_the_same_cookie(user: Any) -> None:
+    mine = include(([path("exchange/", Exchange.as_view())], "shop"))
+    urls = (path("shop/", mine), path("passes/", include("accesspass.urls")))
+    with override_settings(ROOT_URLCONF=urls):
+        answer = APIClient().post("/shop/exchange/")
+    assert answer.cookies[NAME]["path"] == "/passes/"
+    assert "refresh_token" not in answer.json()
 
 
 def test_without_the_option_there_is_no_cookie(user: Any, settings: Any) -> None:

@@ -54,6 +54,7 @@ class SecondFactorRequired(AccessPassError):
 
 
 class Vetoing(Hooks):
+    refusals = {"login": [SecondFactorRequired]}
     seen: list[Any] = []
 
     def may_login(self, user: Any, data: Mapping[str, Any], request: Any) -> None:

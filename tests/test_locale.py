@@ -184,7 +184,7 @@ def test_a_resource_server_has_the_same_translations() -> None:
 
 
 # Read by operators and programmers, in English. The errors of a request are for people.
-FOR_OPERATORS = ("checks", "conf", "model_checks", "triggers")
+FOR_OPERATORS = ("checks", "conf", "doctor", "metrics", "model_checks", "schema", "triggers")
 FOR_PROGRAMMERS = {"ImproperlyConfigured", "RuntimeError", "TypeError", "ValueError"}
 
 

@@ -460,9 +460,9 @@ def test_a_database_that_fails_loses_nothing(
 def test_a_backend_without_a_time_limit_gets_one() -> None:
     smtp = "django.core.mail.backends.smtp.EmailBackend"
     with override_settings(EMAIL_BACKEND=smtp):
-        assert mail._connection().timeout == 20
+        assert mail.connection().timeout == 20
     with override_settings(EMAIL_BACKEND=smtp, EMAIL_TIMEOUT=7):
-        assert mail._connection().timeout == 7
+        assert mail.connection().timeout == 7
 
 
 # What stands in them

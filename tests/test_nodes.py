@@ -22,9 +22,10 @@ from django.db.models.functions import Now
 import accesspass
 from accesspass import background, nodes
 from accesspass.models import Node
+from accesspass.testing import other_node
 from tests.cluster import Cluster
 from tests.servers import wait_until
-from tests.sessions import make_node, other_node, plain, queries, replicated
+from tests.sessions import make_node, plain, queries, replicated
 
 __all__ = ["plain", "replicated"]
 

@@ -25,7 +25,9 @@ HOSTS = {
     "testserver",
     "keepachangelog.com",
     "semver.org",
+    "docs.allauth.org",
     "docs.djangoproject.com",
+    "www.w3.org",
     "www.rfc-editor.org",
 }
 REFERENCE = ROOT / "docs" / "reference"

@@ -31,7 +31,7 @@ PASSWORD = "correct horse battery staple"
 ADA = {"username": "ada", "email": "ada@example.org", "password": PASSWORD}
 
 
-@pytest.mark.parametrize("engine", ["sqlite", "valkey"])
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("valkey", marks=pytest.mark.pipeline)])
 def test_a_second_project_takes_the_tokens_of_the_first(engine: str) -> None:
     location = ""
     if engine == "valkey":

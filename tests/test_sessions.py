@@ -15,6 +15,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.cache import caches
 from django.db import OperationalError, connection, transaction
+from django.http import HttpRequest
 from django.test import override_settings
 
 from accesspass import records, sessions
@@ -499,16 +500,16 @@ def test_session_revoked_is_sent_once_for_each_session(user: Any) -> None:
     seen: list[Any] = []
 
     def receiver(sender: type, **kwargs: Any) -> None:
-        seen.append((kwargs["session_id"], kwargs["user_id"], kwargs["reason"]))
+        seen.append((kwargs["session_id"], kwargs["user_id"], kwargs["reason"], kwargs["request"]))
 
-    pair = sessions.start(user)
+    pair, request = sessions.start(user), HttpRequest()
     session_revoked.connect(receiver)
     try:
-        sessions.revoke(pair.session_id, reason="lost")
-        sessions.revoke(pair.session_id, reason="again")
+        sessions.revoke(pair.session_id, reason="lost", request=request)
+        sessions.revoke(pair.session_id, reason="again", request=request)
     finally:
         session_revoked.disconnect(receiver)
-    assert seen == [(pair.session_id, user.pk, "lost")]
+    assert seen == [(pair.session_id, user.pk, "lost", request)]
 
 
 def test_logout_takes_the_refresh_token_of_any_generation(user: Any) -> None:

@@ -18,14 +18,13 @@ from django.test.utils import CaptureQueriesContext
 from accesspass import accounts, mail, sessions
 from accesspass.hooks import Hooks
 from accesspass.models import Account, MailRequest, Session
+from accesspass.testing import age, other_node
 from tests.sessions import (
-    age,
     engine_out_of_reach,
     forget,
     is_refused,
     make_user,
     options,
-    other_node,
     plain,
     queries,
     real_database,
@@ -242,7 +241,7 @@ def test_tidy_publishes_the_others_though_a_hook_fails_for_one(
         FailingHooks.fails_for = user.pk
         assert sessions.tidy() == 2
     assert [pending(pair) for pair in pairs] == [True, False]
-    assert "session.not_recorded" in caplog.text
+    assert "session.record_failed" in caplog.text
     assert sessions.tidy() == 1
     assert not pending(pairs[0])
 

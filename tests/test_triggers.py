@@ -15,8 +15,9 @@ from django.db import connection, transaction
 
 from accesspass import background, sessions, triggers
 from accesspass.models import Account, Identifier, Lease, Session
+from accesspass.testing import other_node
 from tests.servers import wait_until
-from tests.sessions import is_refused, other_node, replicated, user
+from tests.sessions import is_refused, replicated, user
 
 __all__ = ["replicated", "user"]
 

@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import OperationalError, connections
+from django.db import OperationalError, connection, connections
 from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
 from django.urls import resolve, reverse
 from django.utils.log import AdminEmailHandler
 from rest_framework.response import Response
-from rest_framework.test import APIClient
+from rest_framework.test import APIClient, APIRequestFactory
 
 from accesspass import accounts, hashing, sessions
+from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Session
+from accesspass.views import ExchangeView, StrictJSONParser
 from tests.conftest import PASSWORD
 
 User: Any = get_user_model()
@@ -595,3 +598,71 @@ def test_an_unexpected_error_shows_no_password(
     assert any("<html" in x for x in reports)
     for text in (*reports, caplog.text):
         assert secret not in text
+
+
+# Exchange
+
+
+class Exchange(ExchangeView):
+    """Takes the name of a user for a token of another package."""
+
+    def exchange(self, request: Any) -> Any:
+        found = User.objects.filter(email=request.data.get("was")).first()
+        if found is None:
+            raise InvalidToken
+        found.email = "used@example.com"
+        found.save()
+        return found
+
+
+def exchange(**body: Any) -> Any:
+    request = APIRequestFactory().post("/auth/exchange/", body, format="json")
+    answer: Any = Exchange.as_view()(request)
+    answer.json = lambda: json.loads(answer.rendered_content)
+    return answer
+
+
+@pytest.mark.django_db
+def test_what_a_client_had_is_exchanged_for_tokens(user: Any) -> None:
+    answer = exchange(was=user.email)
+    assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
+    assert set(answer.data) == TOKENS
+    assert sessions.authenticate(answer.data["access_token"])[0] == user
+
+
+@pytest.mark.django_db
+def test_an_exchange_writes_before_it_reads_so_that_it_can_wait_on_sqlite(user: Any) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert exchange(was=user.email).status_code == 200
+    first = next(x["sql"] for x in captured if x["sql"].split()[0] not in ("BEGIN", "SAVEPOINT"))
+    assert first.startswith("UPDATE")
+
+
+@pytest.mark.django_db
+def test_a_refused_exchange_is_a_401_and_undoes_what_was_used_up(user: Any) -> None:
+    answer = exchange(was="nobody")
+    answer.render()
+    assert_error(answer, 401, "invalid_token")
+    User.objects.update(is_active=False)
+    answer = exchange(was=user.email)
+    answer.render()
+    assert_error(answer, 401, "invalid_credentials")
+    user.refresh_from_db()
+    assert user.email != "used@example.com"
+    assert not Session.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_body_that_comes_slowly_holds_no_transaction_open(
+    user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    parse = StrictJSONParser.parse
+
+    def parsed(*args: Any, **named: Any) -> Any:
+        seen.append(connection.in_atomic_block)
+        return parse(*args, **named)
+
+    monkeypatch.setattr(StrictJSONParser, "parse", parsed)
+    assert exchange(was=user.email).status_code == 200
+    assert seen == [False]

@@ -19,7 +19,7 @@ from django.utils.module_loading import import_string
 from accesspass.cache import exceptions
 from accesspass.cache.codec import Codec, Opened, Seal
 from accesspass.cache.engines import database_settings, resolve
-from accesspass.cache.engines.base import Change, Condition, Entry
+from accesspass.cache.engines.base import Change, Condition, Engine, Entry
 from accesspass.cache.follower import Follower, Mark
 
 __all__ = ["ReplicatedCache"]
@@ -31,6 +31,7 @@ OPTIONS: Mapping[str, Any] = {
     "RETENTION": 3600.0,
     "MAX_ENTRIES": None,
     "CULL_FREQUENCY": 3,
+    "ENGINE": None,
     "CODEC": "accesspass.cache.codec.MsgpackCodec",
     "SIGNING_KEYS": None,
     "MIN_REPLICAS": 0,
@@ -368,6 +369,18 @@ class ReplicatedCache(BaseCache):
     def schema(self) -> str:
         """Return the SQL that makes what the engine needs; "" if it needs none."""
         return self._follower.engine.schema()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for whoever wants to watch what it is asked."""
+        return self._follower.engine
+
+    def leave(self) -> None:
+        """Give up this process's replica, with its thread and its connections.
+
+        An object that is made afterwards joins anew; this one is of no use any more.
+        """
+        _give_up(self._follower)
 
     # ------------------------------------------------------------------------------------------
 

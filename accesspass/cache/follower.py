@@ -24,7 +24,7 @@ from django.db import connections
 
 from accesspass.cache.codec import MARKER, PAYLOAD, Opened, Seal
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
-from accesspass.cache.exceptions import CacheError, EngineUnavailable
+from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
 from accesspass.cache.replica import Held, Replica
 
 __all__ = ["Follower", "Mark", "clock"]
@@ -233,7 +233,8 @@ class Follower:
         self._replica.vouched = False
         self._counters["failures"] += 1
         if self._retry_after == _RETRY_FIRST:
-            logger.warning("cache.unreachable: %s", error)
+            extra = {"event": "cache.unreachable", "engine": self.engine.name}
+            logger.warning("cache.unreachable: %s", error, extra=extra)
         self._retry_at = clock() + self._retry_after * random.uniform(0.5, 1.0)  # noqa: S311
         self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
 
@@ -257,7 +258,8 @@ class Follower:
         self._vouch(replica, sent)
         if self._retry_after != _RETRY_FIRST:
             self._counters["reconnects"] += 1
-            logger.info("cache.reconnected")
+            extra = {"event": "cache.reconnected", "engine": self.engine.name}
+            logger.info("cache.reconnected: %s", self.engine.name, extra=extra)
         self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
 
     def _catch_up(self) -> tuple[Replica, float]:
@@ -299,7 +301,8 @@ class Follower:
                 raise EngineUnavailable("the log was cut again and again while it was read")
             restarts += 1
             self._counters["resyncs"] += 1
-            logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head)
+            extra = {"event": "cache.resync", "epoch": page.epoch, "head": page.head}
+            logger.info("cache.resync: epoch %s, head %d", page.epoch, page.head, extra=extra)
 
     def _ask_ahead(self, replica: Replica, page: Page) -> _Ahead | None:
         """Have the next page come while this one is applied, if there is one and the engine can."""
@@ -422,7 +425,13 @@ class Follower:
         """Write to the engine, then hold the result here at once."""
         if self._pid != os.getpid():
             self._enter()
-        written = self.engine.write(changes, condition)
+        try:
+            written = self.engine.write(changes, condition)
+        except CacheError as error:
+            uncertain = isinstance(error, EngineUncertain)
+            self._count("writes_uncertain" if uncertain else "writes_unavailable")
+            raise
+        self._count("writes_done" if written.done else "writes_refused")
         self._retry_at = 0.0  # the engine answers
         if written.done:
             first = written.seq - len(changes) + 1
@@ -435,6 +444,10 @@ class Follower:
         self._apply_own(written.epoch, entries)
         self._purge_if_due()
         return written
+
+    def _count(self, name: str) -> None:
+        with self._lock:  # any thread may write
+            self._counters[name] += 1
 
     def _apply_own(self, epoch: str, entries: Sequence[Entry]) -> None:
         """Hold what the engine has answered to a write. It never moves ``applied``."""
@@ -502,7 +515,8 @@ class Follower:
             if self.engine.purge(self.now() - self._retention, _PURGE_LIMIT) == _PURGE_LIMIT:
                 self._purge_at = clock() + _PURGE_AGAIN
         except CacheError as error:
-            logger.warning("cache.purge_failed: %s", error)
+            extra = {"event": "cache.purge_failed", "engine": self.engine.name}
+            logger.warning("cache.purge_failed: %s", error, extra=extra)
 
     # What publications need ------------------------------------------------------------------
 
@@ -637,7 +651,8 @@ class Follower:
                 failure = error
             if failure is not None and not is_over():
                 if not isinstance(failure, CacheError):
-                    logger.error("cache.follower_error", exc_info=failure)
+                    extra = {"event": "cache.follower_error", "engine": self.engine.name}
+                    logger.error("cache.follower_error", exc_info=failure, extra=extra)
                 self._failed(failure)
                 time.sleep(max(0.0, self._retry_at - clock()))
 
@@ -655,7 +670,17 @@ class Follower:
             self.engine.close()
 
 
-_COUNTERS = ("applied", "refused", "resyncs", "failures", "reconnects")
+_COUNTERS = (
+    "applied",
+    "refused",
+    "resyncs",
+    "failures",
+    "reconnects",
+    "writes_done",
+    "writes_refused",
+    "writes_unavailable",
+    "writes_uncertain",
+)
 _followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from accesspass.bearer import BearerAuthentication, BearerMiddleware, token_required
+from accesspass import metrics
+from accesspass.bearer import (
+    AuthenticatedHttpRequest,
+    AuthenticatedRequest,
+    BearerAuthentication,
+    BearerMiddleware,
+    token_required,
+)
 from accesspass.exceptions import InvalidToken, Unavailable
 from accesspass.resource.introspection import Introspection, IntrospectionFailed
 from accesspass.session_cache import DEAD, RecordCache, SessionRecord, find, identity, key
@@ -26,6 +33,8 @@ from accesspass.tokens import Token, TokenType, parse
 
 __all__ = [
     "AnonymousPrincipal",
+    "AuthenticatedHttpRequest",
+    "AuthenticatedRequest",
     "Principal",
     "ResourceServerAuthentication",
     "ResourceServerMiddleware",
@@ -119,7 +128,7 @@ def authenticate(access_token: object) -> _Found:
     """
     token = _parse(access_token)
     cache = _cache()
-    return _from_memory(cache, token) or _from_server(cache, token)
+    return _from_memory(cache, token) or _read_through(cache, token)
 
 
 async def aauthenticate(access_token: object) -> _Found:
@@ -127,13 +136,14 @@ async def aauthenticate(access_token: object) -> _Found:
     token = _parse(access_token)
     cache = _cache()
     # Any thread will do: nothing here is bound to one, as database connections are.
-    ask = sync_to_async(_from_server, thread_sensitive=False)
+    ask = sync_to_async(_read_through, thread_sensitive=False)
     return _from_memory(cache, token) or await ask(cache, token)
 
 
 def _parse(access_token: object) -> Token:
     token = parse(TokenType.ACCESS, access_token)
     if token is None:
+        metrics.CHECKS.count("malformed")
         raise InvalidToken
     return token
 
@@ -142,15 +152,43 @@ def _from_memory(cache: RecordCache, token: Token) -> _Found | None:
     record = cache.get(key(token.id))
     if record is not None:
         if record == DEAD:
+            metrics.CHECKS.count("revoked")
             raise InvalidToken
         found = find(token, record, cache.now())
         if found is not None:
+            _count_hit()
             session, label, values = found
             return Principal(*identity(label, values), session.claims), session
     # Only what was made with our keys, and is not over, is worth a call.
     if not token.is_authentic() or token.number <= cache.now():
+        metrics.CHECKS.count("expired" if token.is_authentic() else "forged")
         raise InvalidToken
-    return _answers.get(token.digest)
+    try:
+        kept = _answers.get(token.digest)
+    except InvalidToken:
+        metrics.CHECKS.count("refused")
+        raise
+    if kept is not None:
+        _count_hit()
+    return kept
+
+
+_count_hit = metrics.CHECKS.of("hit")
+
+
+def _read_through(cache: RecordCache, token: Token) -> _Found:
+    """Let the authorization server decide, and count what it said."""
+    outcome = "unavailable"
+    try:
+        with metrics.READ_THROUGH.measure():
+            found = _from_server(cache, token)
+        outcome = "miss"
+        return found
+    except InvalidToken:
+        outcome = "refused"
+        raise
+    finally:
+        metrics.CHECKS.count(outcome)
 
 
 def _from_server(cache: RecordCache, token: Token) -> _Found:
@@ -164,7 +202,8 @@ def _from_server(cache: RecordCache, token: Token) -> _Found:
     except IntrospectionFailed as error:
         # From now on: to find out may have taken longer than that.
         _answers.down_until = _clock() + _DOWN_SECONDS
-        logger.error("resource.introspection_failed: %s", error)
+        extra = {"event": "resource.introspection_failed"}
+        logger.error("resource.introspection_failed: %s", error, extra=extra)
         raise Unavailable from None
     if found is None:
         _answers.keep(token.digest, None, asked_at + _REFUSED_SECONDS)

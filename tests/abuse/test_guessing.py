@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +78,46 @@ def test_another_case_or_spelling_passes_no_limit(site: Site, person: Person) ->
     spellings = [name, name.upper(), name.title(), name.replace("k", "\u212a"), "\uff4d" + name[1:]]
     with site.settings(THROTTLES=DEFAULTS):
         assert guesses(site, spellings, [{}]) == [401] * 10 + [429] * 4
+
+
+def test_a_spelling_that_the_database_alone_takes_for_a_name_passes_no_limit(
+    site: Site, person: Person
+) -> None:
+    """Each would have a limit of its own, so with none of them is anybody logged in."""
+    with accents_ignored(site):
+        for place in range(1, 5):
+            name = person.username[:place] + "\u0301" + person.username[place:]
+            (found,) = site.sql("SELECT count(*) FROM accesspass_user WHERE username = %s", name)
+            assert found == (1,)
+            refused = site.log_in(name, PASSWORD)
+            assert refused.seen == site.log_in("nobody-of-this-name", PASSWORD).seen
+            assert refused.status == 401
+        assert site.log_in(person.username, PASSWORD).status == 200
+
+
+@contextlib.contextmanager
+def accents_ignored(site: Site) -> Iterator[None]:
+    """Let the database tell accents no more apart in usernames, as MySQL does by default."""
+    if not site.sql("SELECT 1 FROM pg_collation WHERE collprovider = 'i'"):
+        pytest.skip("this PostgreSQL has no ICU")
+    indexes = site.sql(
+        "SELECT indexname, indexdef FROM pg_indexes "
+        "WHERE tablename = 'accesspass_user' AND indexdef LIKE '%%varchar_pattern_ops%%'"
+    )
+    for name, _definition in indexes:  # which PostgreSQL refuses to such a collation
+        site.sql(f'DROP INDEX "{name}"')
+    site.sql(
+        "CREATE COLLATION IF NOT EXISTS no_accents "
+        "(provider = icu, locale = 'und-u-ks-level1', deterministic = false)"
+    )
+    alter = "ALTER TABLE accesspass_user ALTER username TYPE varchar(150) COLLATE"
+    site.sql(f"{alter} no_accents")
+    try:
+        yield
+    finally:
+        site.sql(f'{alter} "default"')
+        for _name, definition in indexes:
+            site.sql(definition)
 
 
 def test_a_limit_says_nothing_of_whether_a_name_is_known(site: Site, person: Person) -> None:

@@ -996,7 +996,25 @@ def test_status_counts_failures_and_returns(make_node: MakeNode) -> None:
         assert sees(node, "key", "value")
         found = counters(node)
         assert found["failures"] >= found["reconnects"] == returns
-    assert set(counters(node)) == {"applied", "refused", "resyncs", "failures", "reconnects"}
+    assert found["writes_done"] == 1
+
+
+def test_status_counts_writes_by_what_came_of_them(make_node: MakeNode) -> None:
+    node = make_node()
+    node.set("key", "value")
+    assert not node.add("key", "another")
+    with cut_off(node, "write"), pytest.raises(node.EngineUnavailable):
+        node.set("key", "another")
+    lost = mock.Mock(side_effect=EngineUncertain("the answer was lost"))
+    with mock.patch.object(engine_of(node), "write", lost), pytest.raises(node.EngineUncertain):
+        node.set("key", "another")
+    writes = {name: n for name, n in counters(node).items() if name.startswith("writes_")}
+    assert writes == {
+        "writes_done": 1,
+        "writes_refused": 1,
+        "writes_unavailable": 1,
+        "writes_uncertain": 1,
+    }
 
 
 def test_now_is_the_engines_clock(make_node: MakeNode) -> None:

@@ -116,6 +116,8 @@ class Store:
 
 
 STORES = ("sqlite", "postgresql", "valkey")
+# The faults of servers are one engine's in every run, and both engines' in the pipeline.
+WITH_SERVERS = ["postgresql", pytest.param("valkey", marks=pytest.mark.pipeline)]
 
 
 class _Nursery:
@@ -345,9 +347,9 @@ def cluster_on(
 
 def on_servers(test: Any) -> Any:
     """Run a test that asks for ``cluster`` on the engines that have a server."""
-    return pytest.mark.parametrize("cluster", STORES[1:], indirect=True)(test)
+    return pytest.mark.parametrize("cluster", WITH_SERVERS, indirect=True)(test)
 
 
 def on_private_servers(test: Any) -> Any:
     """Run a test that asks for ``private_cluster`` on each of them, to harm as it likes."""
-    return pytest.mark.parametrize("private_cluster", STORES[1:], indirect=True)(test)
+    return pytest.mark.parametrize("private_cluster", WITH_SERVERS, indirect=True)(test)

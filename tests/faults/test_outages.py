@@ -253,6 +253,7 @@ def test_a_failover_that_loses_acknowledged_writes_shows_nobody_the_past(
         assert lost_writes(cluster.judge(), log) == []
 
 
+@pytest.mark.pipeline
 def test_a_missing_synchronous_standby_stops_the_writer_in_time_and_nobody_else(
     tmp_path: Path,
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_missing_synchronous_standby_stops_the_writer_in_time_and_nobody_else(
         cluster.judge()
 
 
+@pytest.mark.pipeline
 def test_postgresql_restored_from_an_older_copy_is_followed_as_it_is_and_clearing_ends_it(
     tmp_path: Path,
 ) -> None:

@@ -138,10 +138,10 @@ MUTANTS = [
         "A write whose answer was lost is sent once more.",
         f"{CACHE}/follower.py",
         {
-            "        written = self.engine.write(changes, condition)\n": "        try:\n"
-            "            written = self.engine.write(changes, condition)\n"
-            "        except CacheError:\n"
-            "            written = self.engine.write(changes, condition)\n"
+            "            written = self.engine.write(changes, condition)\n": "            try:\n"
+            "                written = self.engine.write(changes, condition)\n"
+            "            except CacheError:\n"
+            "                written = self.engine.write(changes, condition)\n"
         },
         f"{CONTRACT}s1_a_write_of_unknown_outcome_is_said_to_be_so_and_not_repeated[memory]",
     ),

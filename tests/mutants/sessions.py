@@ -24,8 +24,8 @@ MUTANTS = [
         "A refresh raises inside the transaction that has recorded the reuse.",
         SESSIONS,
         {
-            "_rotate(cache, mark, database, token, changed)\n    for": "_rotate("
-            "cache, mark, database, token, changed)\n"
+            "_rotate(cache, mark, database, token, changed, request)\n    for": "_rotate("
+            "cache, mark, database, token, changed, request)\n"
             "        if isinstance(outcome, AccessPassError):\n            raise outcome\n    for"
         },
         f"{REFRESH}reuse_after_the_grace_ends_the_session_although_the_answer_is_an_error"
@@ -112,8 +112,9 @@ MUTANTS = [
         "A miss remembers a record as newer than whatever ended the session.",
         SESSIONS,
         {
-            "cache.fill(key, record, revision, conf.ACCESS_TOKEN_LIFETIME, mark)\n": "cache.fill("
-            "key, record, revision + 10, conf.ACCESS_TOKEN_LIFETIME, mark)\n"
+            "cache.fill(key, record, session.revision, conf.ACCESS_TOKEN_LIFETIME, mark)\n": (
+                "cache.fill(key, record, session.revision + 10, conf.ACCESS_TOKEN_LIFETIME, mark)\n"
+            )
         },
         f"{REVOCATION}a_miss_that_a_revocation_overtakes_remembers_nothing[sqlite-log_out]",
     ),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.contrib.auth import get_user_model
+from django.contrib.auth import authenticate, get_user_model
 from django.core.checks import run_checks
 from django.db import OperationalError, connection
 from django.db.models.signals import post_save
+from django.test import override_settings
 from rest_framework.test import APIClient
 
-from accesspass import sessions
-from accesspass.exceptions import InvalidToken, Unavailable
+from accesspass import accounts, doctor, sessions
+from accesspass.exceptions import InvalidCredentials, InvalidToken, Unavailable
 from accesspass.models import Account
 from tests.oddusers.models import Club
 from tests.sessions import forget, is_refused, options, queries, replicated
@@ -109,6 +111,12 @@ def test_a_user_whom_the_manager_hides_is_a_user(user: Any) -> None:
     assert is_refused(pair.access_token)
 
 
+def test_the_doctor_makes_a_user_for_a_session_and_deletes_it() -> None:
+    (found,) = [x for x in doctor.examine(try_login=True) if x.subject == "login"]
+    assert found.state == "ok", found
+    assert not User._base_manager.exists()
+
+
 def test_the_system_check_says_what_a_record_cannot_make() -> None:
     def found() -> list[str]:
         return [x.id for x in run_checks() if str(x.id).startswith("accesspass.E")]
@@ -118,11 +126,45 @@ def test_the_system_check_says_what_a_record_cannot_make() -> None:
         assert found() == (["accesspass.E006"] if KIND == "Stubborn" else [])
 
 
+@pytest.mark.parametrize("confirmed", [False, True])
 @pytest.mark.parametrize("name", [NAME, "nobody", "7a", "９", 10**30, "x@example.com", "\u0661"])
-def test_a_login_is_never_an_internal_error(user: Any, name: Any) -> None:
+def test_a_login_is_never_an_internal_error(user: Any, name: Any, confirmed: bool) -> None:
     body = {"username": str(name), "password": PASSWORD}
-    answer = APIClient().post("/login/", body, format="json")
-    assert answer.status_code == (200 if name == NAME else 401)
+    with options(REQUIRE_CONFIRMED_EMAIL=confirmed):
+        answer = APIClient().post("/login/", body, format="json")
+    assert answer.status_code == (200 if name == NAME and not confirmed else 401)
+    backend = "accesspass.backends.IdentifierBackend"
+    with override_settings(AUTHENTICATION_BACKENDS=[backend]):
+        assert authenticate(username=str(name), password=PASSWORD) == (
+            user if name == NAME else None
+        )
+
+
+@pytest.mark.skipif(KIND != "Number", reason="has a name of one spelling")
+@pytest.mark.parametrize("name", ["07", "+7", "0_7", " 7"])
+def test_another_spelling_of_a_number_passes_no_limit(user: Any, name: str) -> None:
+    for backend in (
+        "accesspass.backends.IdentifierBackend",
+        "django.contrib.auth.backends.ModelBackend",
+    ):
+        with (
+            override_settings(AUTHENTICATION_BACKENDS=[backend]),
+            pytest.raises(InvalidCredentials),
+        ):
+            accounts.log_in(name, PASSWORD)
+
+
+@pytest.mark.skipif(KIND != "Number", reason="has an e-mail address")
+def test_users_without_an_address_register_each_within_their_own_limit() -> None:
+    def register(number: int) -> int:
+        body = {"username": str(number), "password": PASSWORD, "email": f"x{next(fresh)}@x.example"}
+        return APIClient().post("/register/", body, format="json").status_code
+
+    fresh = itertools.count()
+    with options(THROTTLES={"register": {"account_network": "2/min"}}):
+        assert [register(number) for number in range(4)] == [201] * 4
+        # An address that nobody will have makes no other registration of it.
+        assert [register(0) for _ in range(2)] == [400, 429]
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import os
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from accesspass import __version__
+
 
 def database_from(url: str) -> dict[str, Any]:
     if not url:
@@ -39,6 +41,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "rest_framework",
+    "drf_spectacular",
     "accesspass",
     "axes",
     "django_otp",
@@ -80,7 +83,14 @@ AUTH_PASSWORD_VALIDATORS = [
 AXES_ENABLED = False  # tests/test_axes.py switches it on
 SILENCED_SYSTEM_CHECKS = ["axes.W002", "axes.W003"]
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["accesspass.authentication.TokenAuthentication"]
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accesspass.authentication.TokenAuthentication"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+# As `make schema` writes it.
+SPECTACULAR_SETTINGS = {
+    "TITLE": "AccessPass",
+    "VERSION": __version__,
+    "SCHEMA_PATH_PREFIX_INSERT": "/auth",
 }
 ACCESSPASS: dict[str, Any] = {"BASE_URL": "https://app.example.com"}
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"

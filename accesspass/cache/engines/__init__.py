@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.utils.module_loading import import_string
 
 from accesspass.cache.engines.base import Engine
 from accesspass.cache.engines.memory import MemoryEngine
@@ -47,11 +48,14 @@ def resolve(location: str, options: Mapping[str, Any]) -> Resolved:
             Cluster as ``redis+cluster://[user:password@]host:port,host:port``; over TLS with
             ``rediss`` in place of ``redis``. ``database:ALIAS`` follows its database
             when that is renamed, as test runners do.
-        options: the cache's ``OPTIONS``, completed by their defaults.
+        options: the cache's ``OPTIONS``, completed by their defaults. Where ``ENGINE`` is set, the
+            class that it names is made with the location, which may be any text.
 
     Raises:
         ImproperlyConfigured: no engine is meant by it; the message names what can be used.
     """
+    if options["ENGINE"] is not None:
+        return _foreign(str(options["ENGINE"]), location)
     if location.startswith("database:"):
         return _of_database(location.removeprefix("database:"), options)
     if location.startswith(("postgresql:", "postgres:")):
@@ -151,6 +155,16 @@ def _no_psycopg(error: ImportError) -> ImproperlyConfigured:
         f"LOCATION is on PostgreSQL, but psycopg 3 cannot be imported ({error}): "
         "pip install 'django-accesspass[postgres]'."
     )
+
+
+def _foreign(path: str, location: str) -> Resolved:
+    try:
+        engine: Callable[[str], Engine] = import_string(path)
+    except ImportError as error:
+        raise ImproperlyConfigured(f"ENGINE {path!r} cannot be imported: {error}.") from None
+    # There may be a password in the location, so the identity has its digest.
+    digest = hashlib.sha256(location.encode()).hexdigest()
+    return Resolved(("foreign", path, digest), lambda: engine(location))
 
 
 def _memory(name: str) -> Resolved:

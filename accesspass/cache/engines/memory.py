@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -48,7 +49,8 @@ class _Log:
         return is_live(held, now)
 
 
-_logs: dict[str, _Log] = {}
+# A log lives as long as an engine has it.
+_logs: weakref.WeakValueDictionary[str, _Log] = weakref.WeakValueDictionary()
 # Bound here, so that tests which replace time.time() do not move the order of expiries.
 _wall_clock = time.time
 

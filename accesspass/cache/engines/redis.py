@@ -623,7 +623,8 @@ class RedisEngine(Engine):
                 return  # what was written meanwhile came with no hint
             link.listen(until, self.deadline)
         except (CacheError, OSError, _ServerError) as error:
-            logger.debug("cache.no_hints: %s", self._explain(error))
+            explained = self._explain(error)
+            logger.debug("cache.no_hints: %s", explained, extra={"event": "cache.no_hints"})
             if link is not None:
                 link.close()
                 if link is not self._subscription:

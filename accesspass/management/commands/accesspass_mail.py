@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import Error, connections
 
-from accesspass import mail
+from accesspass import mail, metrics
 
 logger = logging.getLogger("accesspass.mail")
 
@@ -41,8 +41,9 @@ class Command(BaseCommand):
             try:
                 taken = mail.deliver(limit=1)
             except Error:
-                logger.exception("mail.failed: the database cannot be used")
+                logger.exception("mail.worker_failed", extra={"event": "mail.worker_failed"})
                 connections.close_all()
                 taken = 0
+            metrics.flush()  # there is no background thread here
             if not taken:
                 stop.wait(_PAUSE)

@@ -21,9 +21,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["loop"]:
-            background.run(("tidy", "sweep", "purge"))
+            background.run(("tidy", "sweep", "purge", "audit"))
             return
         pending, changed, deleted = sessions.tidy(), sessions.sweep(), sessions.purge()
         self.stdout.write(
             f"{pending} pending publications, {changed} changed users, {deleted} sessions deleted."
         )
+        for job in background.JOBS:
+            if job.name == "audit":  # accesspass.audit is installed
+                self.stdout.write(f"{job.run()} events deleted from the audit log.")

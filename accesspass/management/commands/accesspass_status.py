@@ -12,9 +12,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error, router
 from django.db.models.functions import Now
 
-from accesspass import nodes, sessions
+from accesspass import mail, nodes, sessions
 from accesspass.conf import conf
-from accesspass.models import MailRequest, Session
+from accesspass.models import Session
 
 _DAY = timedelta(days=1)
 
@@ -99,17 +99,14 @@ def _sessions() -> dict[str, Any]:
     live = rows.filter(revoked_at=None).exclude(user=None).exclude(sessions.has_expired())
     return {
         "live_sessions": live.count(),
-        "pending_publications": rows.filter(publication_pending=True).count(),
+        "pending_publications": sessions.pending(),
         "reuse_events_last_day": reused.filter(revoked_at__gt=Now() - _DAY).count(),
     }
 
 
 def _mails() -> dict[str, Any]:
-    rows = MailRequest.objects.using(router.db_for_write(MailRequest))
-    return {
-        "waiting_mails": rows.filter(sent_at=None, failed_at=None).count(),
-        "failed_mails": rows.exclude(failed_at=None).count(),
-    }
+    waiting, given_up = mail.queue()
+    return {"waiting_mails": waiting, "failed_mails": given_up}
 
 
 def _excesses(

@@ -1,0 +1,58 @@
+"""A client that is generated from the schema in docs/reference, used against a live server."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "tests" / "openapi_client.py"
+
+pytestmark = pytest.mark.pipeline
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Path:
+    """Return the folder of the package `shop_client`."""
+    pytest.importorskip("openapi_python_client")
+    package = tmp_path / "shop_client"
+    schema = ROOT / "docs" / "reference" / "openapi.yaml"
+    options: list[str | Path] = ["--path", schema, "--meta", "none", "--output-path", package]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff
+    run("openapi_python_client", "generate", *options, "--fail-on-warning", PATH=path)
+    return tmp_path
+
+
+def test_a_generated_client_speaks_with_the_example(
+    client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(client)
+    with Cluster(1) as site:
+        program = importlib.import_module("tests.openapi_client")
+        program.run(f"http://{site.host}:{site.port}")
+
+
+def test_a_generated_client_is_typed(client: Path) -> None:
+    pytest.importorskip("mypy")
+    # What is said of the generated code itself is left to who generates it.
+    options = ["--strict", "--config-file=", "--follow-imports=silent"]
+    run("mypy", *options, PROGRAM, MYPYPATH=str(client))
