@@ -48,22 +48,26 @@ def test_of_eight_processes_that_add_the_same_keys_one_wins_each(
     count = 500 if repetition else 120
     # SQLite's lock is not fair: under a race of eight some wait longer than two seconds.
     nodes = cluster.launch(8, deadline=20.0)
-    keys = [f"key-{number}" for number in range(count)]
-    # Not in one order, or whoever is ahead once wins all the rest; and not in any order at all,
-    # or nobody meets.
-    operations = []
-    for node in nodes:
-        own = sorted(keys, key=lambda key: int(key[4:]) + rng.random() * 20)
-        operations.append([["add", key, f"{node.name}:{key}"] for key in own])
-    race(nodes, operations)
-    history = cluster.judge()
-    adds = [op for op in history if op.op == "add"]
-    assert len(adds) == 8 * count
-    winners = {op.key: op for op in adds if op.done}
-    assert sorted(winners) == sorted(keys)
-    assert sum(op.done for op in adds) == count
-    assert {op.outcome for op in adds} == {"done", "refused"}
-    assert len({op.node for op in winners.values()}) > 1, "there was no race"
+    # On a busy machine one of them may be done before the others get a processor: then once more.
+    for attempt in range(5):
+        keys = [f"key-{attempt}-{number}" for number in range(count)]
+        # Not in one order, or whoever is ahead once wins all the rest; and not in any order at all,
+        # or nobody meets.
+        operations = []
+        for node in nodes:
+            places = {key: number + rng.random() * 20 for number, key in enumerate(keys)}
+            own = sorted(keys, key=places.__getitem__)
+            operations.append([["add", key, f"{node.name}:{key}"] for key in own])
+        race(nodes, operations)
+        adds = [op for op in cluster.judge() if op.op == "add" and op.key in set(keys)]
+        assert len(adds) == 8 * count
+        winners = {op.key: op for op in adds if op.done}
+        assert sorted(winners) == sorted(keys)
+        assert sum(op.done for op in adds) == count
+        assert {op.outcome for op in adds} == {"done", "refused"}
+        if len({op.node for op in winners.values()}) > 1:
+            return
+    pytest.fail("there was no race")
     log = cluster.converge()
     assert {key: log.value(key) for key in keys} == {key: op.value for key, op in winners.items()}
 
