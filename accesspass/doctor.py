@@ -381,6 +381,13 @@ def _replicated_cache(cache: Any) -> Iterator[Finding]:
     options: dict[str, Any] = alias.get("OPTIONS", {})
     other = {**options, "HEARTBEAT": 0.9 * float(options.get("HEARTBEAT", 0.5))}
     reader: Any = CacheHandler({conf.CACHE: {**alias, "OPTIONS": other}})[conf.CACHE]
+    try:
+        yield from _from_node_to_node(cache, reader, mark)
+    finally:
+        reader.leave()
+
+
+def _from_node_to_node(cache: Any, reader: Any, mark: Any) -> Iterator[Finding]:
     key, value = f"accesspass-doctor-{secrets.token_hex(8)}", secrets.token_hex(8)
     began = time.perf_counter()
     reader.get(key)
