@@ -31,9 +31,9 @@ __all__ = ["app_name", "live", "ready", "urlpatterns"]
 logger = logging.getLogger("accesspass.health")
 
 _DEADLINE = 2.0  # seconds: shorter than a load balancer's patience
-# When a question is asked anew though the thread that asked it has not come back, in seconds, and
-# how many threads may be out at a time.
-_ABANDONED, _MOST = 30.0, 3
+# When a question is asked anew though the thread that asked it has not come back, in seconds: twice
+# as late for each thread that is out, up to so many times.
+_ABANDONED, _AT_MOST = 30.0, 10
 # For how long an answer is good for others too, in seconds: whoever asks without a pause costs no
 # connection each time.
 _REUSED = 1.0
@@ -116,14 +116,14 @@ def _ask(name: str, question: Callable[[], bool]) -> Future[bool]:
 
     While one thread waits nobody else asks the same: what hangs costs one thread, not one for each
     health check. Only after long is it asked anew, because a connection may be lost that the
-    server has forgotten, and never by more than a few threads.
+    server has forgotten, and ever more rarely, but never so rarely that it would take many minutes
+    to find out that the server is back.
     """
     found, since = _asked.get(name, (None, 0.0))
     if found is not None:
-        age = time.monotonic() - since
-        if age < (_REUSED if found.done() else _ABANDONED):
-            return found
-        if sum(asked == name for asked, _ in _out) >= _MOST:
+        out = sum(asked == name for asked, _ in _out)
+        patience = _REUSED if found.done() else _ABANDONED * min(2 ** max(out - 1, 0), _AT_MOST)
+        if time.monotonic() - since < patience:
             return found
     answer: Future[bool] = Future()
 
