@@ -36,9 +36,25 @@ class _NeverAdded(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
+
+class _NeverEdited(_NeverAdded):
+    """Such rows of which nothing can be edited, only acted upon, by those who may change them."""
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        hidden = {"show_save": False, "show_save_and_continue": False}
+        return super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), **hidden}
+        )
+
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        """Nothing on the page can be changed: writing all columns back would undo what others
-        have written since they were read, such as a revocation."""
+        """Write nothing, whoever posts the page: all columns would go back to what was read, and
+        what others have written since, such as a revocation, would be undone."""
 
 
 class _ByUser(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -186,7 +202,7 @@ class _SessionStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Session)
-class SessionAdmin(_ByUser, _NeverAdded):
+class SessionAdmin(_ByUser, _NeverEdited):
     list_display = (
         "id",
         "user",
@@ -237,7 +253,7 @@ class _MailStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(MailRequest)
-class MailRequestAdmin(_ByUser, _NeverAdded):
+class MailRequestAdmin(_ByUser, _NeverEdited):
     """Which e-mails wait, were sent or were given up. The keys in them stand nowhere."""
 
     list_display = (
