@@ -26,7 +26,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from accesspass import __version__
 from accesspass.conf import conf
-from accesspass.exceptions import AccessPassError
+from accesspass.exceptions import AccessPassError, InvalidToken
 
 __all__ = [
     "CHECKS",
@@ -47,6 +47,7 @@ __all__ = [
     "Gauge",
     "flush",
     "is_on",
+    "reading_through",
     "switch_on",
 ]
 
@@ -183,6 +184,21 @@ class Duration:
                 yield
         finally:
             self.observe(time.monotonic() - began)
+
+
+@contextmanager
+def reading_through() -> Iterator[None]:
+    """Measure a check that memory could not answer, and count what came of it."""
+    outcome = "unavailable"
+    try:
+        with READ_THROUGH.measure():
+            yield
+        outcome = "miss"
+    except InvalidToken:
+        outcome = "refused"
+        raise
+    finally:
+        CHECKS.count(outcome)
 
 
 def _status() -> dict[str, Any]:

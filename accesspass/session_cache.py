@@ -10,14 +10,14 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from django.core.cache import caches
 
+from accesspass import metrics
 from accesspass.conf import conf
-
-if TYPE_CHECKING:
-    from accesspass.tokens import Token
+from accesspass.exceptions import InvalidToken
+from accesspass.tokens import Token, TokenType, parse
 
 __all__ = [
     "DEAD",
@@ -29,6 +29,7 @@ __all__ = [
     "identity",
     "key",
     "open_cache",
+    "parse_access_token",
 ]
 
 logger = logging.getLogger("accesspass.sessions")
@@ -235,3 +236,12 @@ def identity(label: str, values: Sequence[Any]) -> tuple[str, str, str]:
 def _names(label: str) -> tuple[list[str], list[str]]:
     _model, names, identity = label.split(":")
     return names.split(","), identity.split(",")
+
+
+def parse_access_token(text: object) -> Token:
+    """Return what may be an access token of ours, by its form alone. Raises InvalidToken."""
+    token = parse(TokenType.ACCESS, text)
+    if token is None:
+        metrics.CHECKS.count("malformed")
+        raise InvalidToken
+    return token

@@ -47,6 +47,7 @@ from accesspass.exceptions import (
 from accesspass.models import Account, EmailKey, MailRequest, Session
 from accesspass.networks import client_address
 from accesspass.records import RecordCache, SessionRecord
+from accesspass.session_cache import parse_access_token
 from accesspass.signals import refresh_token_reused, session_revoked, session_started
 from accesspass.tokens import Token, TokenType, derive, mint, parse
 
@@ -265,11 +266,14 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         InvalidToken: it stands for nothing (RFC 6750 §3.1, ``invalid_token``).
         Unavailable: the database had to be asked and could not be.
     """
-    token = _parse(access_token)
+    token = parse_access_token(access_token)
     del access_token  # a report of an error further down would show it
     cache = _cache()
     try:
-        return _from_cache(cache, token) or _read_through(cache, token)
+        if found := _from_cache(cache, token):
+            return found
+        with metrics.reading_through():
+            return _from_database(cache, token)
     except (OperationalError, InterfaceError) as error:
         raise Unavailable from error
 
@@ -295,19 +299,11 @@ def join() -> None:
 @sensitive_variables()
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
-    token = _parse(access_token)
+    token = parse_access_token(access_token)
     cache = _cache()
     if conf.USER_FROM_RECORD and (found := _from_cache(cache, token)):
         return found
     return await sync_to_async(authenticate)(access_token)
-
-
-def _parse(access_token: object) -> Token:
-    token = parse(TokenType.ACCESS, access_token)
-    if token is None:
-        metrics.CHECKS.count("malformed")
-        raise InvalidToken
-    return token
 
 
 def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord] | None:
@@ -334,21 +330,6 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
         return None
     metrics.CHECKS.count(refusal)
     raise InvalidToken
-
-
-def _read_through(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:
-    """Let the database decide, and count what it said."""
-    outcome = "unavailable"
-    try:
-        with metrics.READ_THROUGH.measure():
-            found = _from_database(cache, token)
-        outcome = "miss"
-        return found
-    except InvalidToken:
-        outcome = "refused"
-        raise
-    finally:
-        metrics.CHECKS.count(outcome)
 
 
 def _from_database(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord]:

@@ -27,9 +27,17 @@ from accesspass.bearer import (
 )
 from accesspass.exceptions import InvalidToken, Unavailable
 from accesspass.resource.introspection import Introspection, IntrospectionFailed
-from accesspass.session_cache import DEAD, RecordCache, SessionRecord, find, identity, key
+from accesspass.session_cache import (
+    DEAD,
+    RecordCache,
+    SessionRecord,
+    find,
+    identity,
+    key,
+    parse_access_token,
+)
 from accesspass.session_cache import open_cache as _cache
-from accesspass.tokens import Token, TokenType, parse
+from accesspass.tokens import Token
 
 __all__ = [
     "AnonymousPrincipal",
@@ -126,26 +134,18 @@ def authenticate(access_token: object) -> _Found:
         InvalidToken: it stands for nothing (RFC 6750 §3.1, ``invalid_token``).
         Unavailable: the authorization server had to be asked and could not be.
     """
-    token = _parse(access_token)
+    token = parse_access_token(access_token)
     cache = _cache()
     return _from_memory(cache, token) or _read_through(cache, token)
 
 
 async def aauthenticate(access_token: object) -> _Found:
     """The same on an event loop; only a miss goes to a thread."""
-    token = _parse(access_token)
+    token = parse_access_token(access_token)
     cache = _cache()
     # Any thread will do: nothing here is bound to one, as database connections are.
     ask = sync_to_async(_read_through, thread_sensitive=False)
     return _from_memory(cache, token) or await ask(cache, token)
-
-
-def _parse(access_token: object) -> Token:
-    token = parse(TokenType.ACCESS, access_token)
-    if token is None:
-        metrics.CHECKS.count("malformed")
-        raise InvalidToken
-    return token
 
 
 def _from_memory(cache: RecordCache, token: Token) -> _Found | None:
@@ -177,18 +177,8 @@ _count_hit = metrics.CHECKS.of("hit")
 
 
 def _read_through(cache: RecordCache, token: Token) -> _Found:
-    """Let the authorization server decide, and count what it said."""
-    outcome = "unavailable"
-    try:
-        with metrics.READ_THROUGH.measure():
-            found = _from_server(cache, token)
-        outcome = "miss"
-        return found
-    except InvalidToken:
-        outcome = "refused"
-        raise
-    finally:
-        metrics.CHECKS.count(outcome)
+    with metrics.reading_through():
+        return _from_server(cache, token)
 
 
 def _from_server(cache: RecordCache, token: Token) -> _Found:
