@@ -381,8 +381,8 @@ def _check_room(database: str) -> list[CheckMessage]:
     return [
         CheckWarning(
             f"MAX_ENTRIES is {room}, but {active} sessions are in use.",
-            hint="Those that find no room cost each request a query. Raise it, at some 600 bytes "
-            "of memory for each session in each process.",
+            hint="Those that find no room cost each request a query. Raise it: each takes "
+            "memory in each process.",
             id="accesspass.W026",
         )
     ]

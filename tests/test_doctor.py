@@ -68,6 +68,11 @@ def _sound(tmp_path: Path) -> Iterator[None]:
         yield
 
 
+def mail_by(port: int) -> override_settings:
+    smtp = "django.core.mail.backends.smtp.EmailBackend"
+    return override_settings(EMAIL_BACKEND=smtp, EMAIL_HOST=HOST, EMAIL_PORT=port)
+
+
 def examined(**how: Any) -> list[doctor.Finding]:
     return list(doctor.examine(**how))
 
@@ -79,11 +84,7 @@ def about(subject: str, **how: Any) -> list[tuple[str, str]]:
 def test_nothing_is_wrong_with_what_works_and_nothing_is_left_behind() -> None:
     with (
         SMTPServer() as server,
-        override_settings(
-            EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-            EMAIL_HOST=HOST,
-            EMAIL_PORT=server.port,
-        ),
+        mail_by(server.port),
     ):
         found = examined(send_to="admin@example.com", try_login=True)
     subjects = ["settings", "routes", "database", "cache", "cache", "mail", "mail"]
@@ -302,11 +303,7 @@ def test_a_cache_that_does_not_exist_is_broken() -> None:
 
 
 def test_a_mail_server_that_is_not_there_is_broken() -> None:
-    with override_settings(
-        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-        EMAIL_HOST=HOST,
-        EMAIL_PORT=free_port(),
-    ):
+    with mail_by(free_port()):
         (found, _queue) = about("mail")
     assert found[0] == "broken"
     assert "smtp cannot be opened: ConnectionRefusedError: Connection refused" in found[1]
@@ -315,11 +312,7 @@ def test_a_mail_server_that_is_not_there_is_broken() -> None:
 def test_a_mail_server_that_refuses_is_broken_and_quoted_by_its_code_alone() -> None:
     with (
         SMTPServer() as server,
-        override_settings(
-            EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-            EMAIL_HOST=HOST,
-            EMAIL_PORT=server.port,
-        ),
+        mail_by(server.port),
     ):
         server.answers = ["451 It was: hidden-secret"]
         (found, _queue) = about("mail", send_to="admin@example.com")

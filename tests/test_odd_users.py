@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.servers import require_postgresql, shared_postgresql
+from tests.suites import run_suite
 
 
 @pytest.mark.parametrize(
@@ -23,22 +17,4 @@ from tests.servers import require_postgresql, shared_postgresql
     ],
 )
 def test_it_works_with_a_user_model_like(model: str, database: str) -> None:
-    url = ""
-    if database:
-        require_postgresql()
-        url = shared_postgresql().url(f"project_{secrets.token_hex(4)}")
-    suite = Path(__file__).parent / "oddusers" / "suite.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n0", "-q", "--ds=tests.settings.odd_user", str(suite)],
-        env={
-            **os.environ,
-            "ACCESSPASS_TEST_USER": model,
-            "ACCESSPASS_TEST_DATABASE": url,
-            "DJANGO_SETTINGS_MODULE": "tests.settings.odd_user",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=170,
-    )
-    assert done.returncode == 0, done.stdout[-10_000:]
+    run_suite("oddusers/suite.py", settings="odd_user", database=database, user=model)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from django.urls import include, path
 
 from accesspass.models import Session
 from tests.social_login import tokens
+from tests.suites import run_suite
 
 urlpatterns = [path("auth/", include("accesspass.urls")), path("tokens/", tokens)]
 
@@ -57,13 +54,4 @@ def test_another_site_cannot_make_a_browser_fetch_tokens(user: Any) -> None:
 
 
 def test_it_works_with_allauth() -> None:
-    suite = Path(__file__).parent / "social_suite.py"
-    settings = "tests.settings.social"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n0", "-q", f"--ds={settings}", str(suite)],
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": settings},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
+    run_suite("social_suite.py", settings="social")

@@ -941,7 +941,7 @@ def test_two_namespaces_on_one_server_do_not_meet(make_engine: MakeEngine) -> No
 
 # Where the server is ----------------------------------------------------------------------------
 
-OPTIONS = {"NAMESPACE": "accesspass", "MIN_REPLICAS": 0}
+OPTIONS = {"ENGINE": None, "NAMESPACE": "accesspass", "MIN_REPLICAS": 0}
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def resolve(location: str, options: Mapping[str, Any]) -> Resolved:
     Raises:
         ImproperlyConfigured: no engine is meant by it; the message names what can be used.
     """
-    if options.get("ENGINE") is not None:
+    if options["ENGINE"] is not None:
         return _foreign(str(options["ENGINE"]), location)
     if location.startswith("database:"):
         return _of_database(location.removeprefix("database:"), options)
