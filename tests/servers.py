@@ -631,7 +631,8 @@ class Valkey(Server):
         replica_of: Valkey | None = None,
     ) -> None:
         self.binary = valkey_binary()
-        super().__init__(make_folder(), free_port())
+        # In memory: with ``appendfsync always`` a busy disk would hold up every answer.
+        super().__init__(make_folder(in_memory=True), free_port())
         self.parameters: dict[str, object] = {
             "save": "",
             "repl-diskless-sync-delay": 0,
