@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tests import servers
 
-__all__ = ["PLACES", "Place", "Process", "fsync_seconds"]
+__all__ = ["PLACES", "Place", "Process", "durable_postgresql", "fsync_seconds"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PATIENCE = 600.0
@@ -24,9 +24,9 @@ _PATIENCE = 600.0
 class Process:
     """A node of a log; ``ask`` waits for its answer, ``send`` and ``receive`` do not."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, module: str = "benchmarks.cache.node") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cache.node", location],
+            [sys.executable, "-m", module, location],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,6 +71,13 @@ class Place(NamedTuple):
     shared: bool = True
 
 
+def durable_postgresql(**parameters: object) -> servers.PostgreSQL:
+    """A private server that flushes each write to the disk, not started yet."""
+    # What differs from PostgreSQL's defaults keeps a checkpoint from falling into a measurement.
+    quiet = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+    return servers.PostgreSQL({**quiet, **parameters}, durable=True)
+
+
 @contextlib.contextmanager
 def _memory() -> Iterator[str]:
     yield "memory://benchmarks"
@@ -84,9 +91,7 @@ def _sqlite() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _postgresql() -> Iterator[str]:
-    # What differs from PostgreSQL's defaults keeps a checkpoint from falling into a measurement.
-    parameters = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
-    with servers.PostgreSQL(parameters, durable=True) as server:
+    with durable_postgresql() as server:
         ((commit,),) = server.execute("SHOW synchronous_commit")
         ((fsync,),) = server.execute("SHOW fsync")
         assert (commit, fsync) == ("on", "on")
