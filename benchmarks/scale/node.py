@@ -61,6 +61,11 @@ class CountingNode(Node):
     def _since(self, before: dict[str, float]) -> dict[str, float]:
         return {name: now - before[name] for name, now in self._spent().items()}
 
+    def watch(self, every: float | None = None) -> dict[str, Any]:
+        """Also say how many pulls and rows there were."""
+        before = self._spent()
+        return {**super().watch(every), **self._since(before)}
+
     def toil(self, every: float | None = None) -> dict[str, Any]:
         """Watch, as ``watch`` does, while another thread computes without a pause."""
         stop = threading.Event()
