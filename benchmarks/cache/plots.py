@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-__all__ = ["draw"]
+__all__ = ["COLORS", "draw", "plt", "save_plots"]
 
-_COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
-_STYLE = {
+COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "accesspass",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -29,11 +30,19 @@ _STYLE = {
 
 def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write ``cache-*.svg`` into a folder and return their paths."""
+    plots = {"writes": _writes, "lag": _lag, "size": _size}
+    return save_plots(
+        {f"cache-{name}": partial(plot, measured) for name, plot in plots.items()}, folder
+    )
+
+
+def save_plots(plots: Mapping[str, Callable[[], Any]], folder: Path) -> list[Path]:
+    """Draw figures in one style, each under its name in a folder. Returns their paths."""
     drawn = []
     with plt.rc_context(_STYLE):
-        for name, plot in (("writes", _writes), ("lag", _lag), ("size", _size)):
-            figure = plot(measured)
-            path = folder / f"cache-{name}.svg"
+        for name, plot in plots.items():
+            figure = plot()
+            path = folder / f"{name}.svg"
             figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
             plt.close(figure)
             # matplotlib leaves blanks at the ends of lines.
@@ -45,7 +54,7 @@ def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _bars(axes: Any, values: Mapping[str, float], form: str) -> None:
     names = list(values)
-    bars = axes.barh(names, list(values.values()), color=[_COLORS[name] for name in names])
+    bars = axes.barh(names, list(values.values()), color=[COLORS[name] for name in names])
     axes.bar_label(bars, labels=[form.format(value) for value in values.values()], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.2)
@@ -71,7 +80,7 @@ def _lag(measured: Mapping[str, Mapping[str, Any]]) -> Any:
             continue
         curve = [max(1e-3, seconds * 1000) for seconds in one["lag"]["curve"]]
         shares = [100 * place / (len(curve) - 1) for place in range(len(curve))]
-        axes.plot(curve, shares, label=name, color=_COLORS[name])
+        axes.plot(curve, shares, label=name, color=COLORS[name])
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("milliseconds from the acknowledgement to the other process's replica")

@@ -122,7 +122,7 @@ def _calls(server: servers.Server, node: Node, do: str, **named: Any) -> dict[st
     }
 
 
-def _live(server: servers.Server, breath: float) -> dict[str, float]:
+def _live(server: servers.PostgreSQL | servers.Valkey, breath: float) -> dict[str, float]:
     """What following costs each process and the server, beside the writes."""
     with nodes(server.url(), _FOLLOWERS + 1) as (writer, *followers):
         writer.ask("sets", first=next(_numbers), count=100)
@@ -189,7 +189,8 @@ def _private(pid: int) -> int:
 
 def _bytes(server: servers.PostgreSQL | servers.Valkey) -> dict[str, float]:
     """What goes over the network both ways: a write, an empty pull, a row of one, a hint."""
-    with _Meter(server.port) as meter, nodes(server.url(port=meter.port), 1) as (node,):
+    meter = _Meter(server.port)
+    with meter, nodes(server.url(port=meter.port), 1) as (node,):
         node.ask("sets", first=next(_numbers), count=100)
         before = meter.bytes
         node.ask("sets", first=next(_numbers), count=500)
