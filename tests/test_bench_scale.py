@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import pytest
 
+from benchmarks.scale.parameters import NAMES, assumed, capacity, engine, writes
+from benchmarks.scale.plan import cell
 from benchmarks.scale.simulation import Engine, Result, Setup, read_through, simulate
 
 SEED = 7
@@ -13,6 +16,33 @@ FREE = Engine(cores=64, write=0.0, hold=0.0, pull=0.0, row=0.0, hint=0.0)
 POSTGRESQL = Engine(
     cores=8, write=0.2e-3, hold=0.3e-3, pull=60e-6, row=0.9e-6, hint=50e-6, own_pull=60e-6
 )
+
+
+def _live(breath: float, writes: float, pulls: float, pull: float, hint: float) -> dict[str, float]:
+    """What would be measured if a pull and a hint cost this, and a row nothing."""
+    spent = pulls * pull + writes * hint
+    return {
+        "breath": breath,
+        "followers": 4,
+        "writes_per_second": writes,
+        "pulls_per_second": pulls,
+        "client_cpu": spent,
+        "server_cpu": 4 * spent + writes * 200e-6,
+    }
+
+
+def _costs(pull: float = 60e-6, hint: float = 20e-6) -> dict[str, Any]:
+    one = {
+        "write": {"client_cpu": 150e-6, "server_cpu": 200e-6},
+        "pull": {"seconds": 140e-6},
+        "live": [_live(0.002, 1000, 430, pull, hint), _live(0.010, 900, 95, pull, hint)],
+        "busy_lag": {"curve": [0.001, 0.015, 0.035]},
+        "connections": {"each_process": 2, "bytes": 3e6},
+        "bytes": {"write": 800, "pull": 340, "row": 280, "hint": 50},
+        "row_server_cpu": 0.0,
+        "log_bytes": 420,
+    }
+    return dict.fromkeys(NAMES, one)
 
 
 def test_the_same_seed_has_the_same_result() -> None:
@@ -92,3 +122,26 @@ def test_room_for_all_reads_nothing_through_and_room_for_few_nearly_all() -> Non
     assert misses(501) < 0.05, SEED
     assert misses(25) > 0.9, SEED
     assert misses(250, skew=1.0) < misses(250), SEED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_pull_costs_is_told_from_what_a_hint_costs(name: str) -> None:
+    found = engine(name, _costs(pull=60e-6, hint=20e-6))
+    assert (found.pull, found.hint) == (pytest.approx(60e-6), pytest.approx(20e-6))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_size_holds_and_too_many_writes_break_first(name: str) -> None:
+    small = cell(name, _costs(), sessions=1_000, processes=2)
+    assert small.breaks == ""
+    assert small.connections == 4
+    assert small.host_bytes == small.process_bytes * assumed("per_host")
+    sessions = round(3 * capacity(name) / writes(1))
+    big = cell(name, _costs(), sessions=sessions, processes=2, busy=False)
+    assert big.breaks == "writes"
+    assert big.limits["writes"] == pytest.approx(3, rel=0.01)
+
+
+def test_memory_breaks_where_replicas_outgrow_the_host() -> None:
+    found = cell("valkey", _costs(), sessions=1_000, processes=2, busy=False, per_host=1e9)
+    assert found.breaks == "memory"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tests import servers
 
-__all__ = ["PLACES", "Place", "Process", "durable_postgresql", "fsync_seconds"]
+__all__ = ["PLACES", "Place", "Process", "fsync_seconds"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _PATIENCE = 600.0
@@ -71,13 +71,6 @@ class Place(NamedTuple):
     shared: bool = True
 
 
-def durable_postgresql(**parameters: object) -> servers.PostgreSQL:
-    """A private server that flushes each write to the disk, not started yet."""
-    # What differs from PostgreSQL's defaults keeps a checkpoint from falling into a measurement.
-    quiet = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
-    return servers.PostgreSQL({**quiet, **parameters}, durable=True)
-
-
 @contextlib.contextmanager
 def _memory() -> Iterator[str]:
     yield "memory://benchmarks"
@@ -91,7 +84,9 @@ def _sqlite() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _postgresql() -> Iterator[str]:
-    with durable_postgresql() as server:
+    # What differs from PostgreSQL's defaults keeps a checkpoint from falling into a measurement.
+    parameters = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+    with servers.PostgreSQL(parameters, durable=True) as server:
         ((commit,),) = server.execute("SHOW synchronous_commit")
         ((fsync,),) = server.execute("SHOW fsync")
         assert (commit, fsync) == ("on", "on")

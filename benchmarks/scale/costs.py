@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cache.measure import percentile
-from benchmarks.cache.places import Process, durable_postgresql
+from benchmarks.cache.places import Process
 from tests import servers
 
 __all__ = ["SERVERS", "measure", "nodes", "server_cpu"]
 
-#: The engines that are for many machines, each on a private server.
+#: The engines that are for many machines, each on a private server. What a disk makes of durable
+#: writes is for ``benchmarks.cache`` to say; here it would only add what others do with it.
 SERVERS: dict[str, Callable[[], servers.PostgreSQL | servers.Valkey]] = {
-    "postgresql": lambda: durable_postgresql(max_connections=200),
+    "postgresql": lambda: servers.PostgreSQL({"max_connections": 200, "shared_buffers": "256MB"}),
     "valkey": servers.Valkey,
 }
 _FOLLOWERS = 4
@@ -40,6 +41,8 @@ _CALLS = 3_000
 _SECONDS = 5.0
 _RATE = 1_000.0
 _BREATHS = (0.002, 0.010)
+# The best of so many, because whatever else the machine does only makes it dearer.
+_ROUNDS = 3
 _POINTS = 101
 _numbers = iter(range(10_000_000, 2**40, 10_000_000))
 
@@ -97,7 +100,10 @@ def _engine(name: str) -> dict[str, Any]:
         with nodes(location, 1) as (node,):
             found["pull"] = _calls(server, node, "pulls", count=_CALLS)
         print(".", end="", file=sys.stderr, flush=True)
-        found["live"] = [_live(server, breath) for breath in _BREATHS]
+        found["live"] = [
+            min((_live(server, breath) for _ in range(_ROUNDS)), key=_for_each_write)
+            for breath in _BREATHS
+        ]
         found["busy_lag"] = _busy_lag(location)
         found["connections"] = _connections(server)
         print(".", end="", file=sys.stderr, flush=True)
@@ -145,6 +151,10 @@ def _live(server: servers.PostgreSQL | servers.Valkey, breath: float) -> dict[st
         "client_cpu": statistics.mean(one["cpu"] for one in done) / _SECONDS,
         "server_cpu": spent / seconds,
     }
+
+
+def _for_each_write(live: dict[str, float]) -> float:
+    return live["server_cpu"] / live["writes_per_second"]
 
 
 def _busy_lag(location: str) -> dict[str, Any]:

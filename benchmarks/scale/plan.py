@@ -49,7 +49,9 @@ class Cell(NamedTuple):
 
     @property
     def breaks(self) -> str:
-        """The limit that is exceeded the most, or nothing."""
+        """The limit that is exceeded the most, or nothing; without its writes nothing works."""
+        if self.limits["writes"] > 1:
+            return "writes"
         worst = max(self.limits, key=self.limits.__getitem__)
         return worst if self.limits[worst] > 1 else ""
 
