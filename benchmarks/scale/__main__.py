@@ -27,7 +27,13 @@ _CAPTIONS = {
     "scale-lag": "How long 99% of the changes take to be applied, by processes and sessions.",
     "scale-memory": "Memory of the replicas of a process and of a host, by sessions.",
 }
-_OTHERS = (("postgresql", 100_000, 100), ("postgresql", 300_000, 300), ("valkey", 300_000, 300))
+_OTHERS = (
+    ("postgresql", 100_000, 100),
+    ("postgresql", 300_000, 300),
+    ("postgresql", 700_000, 1_000),
+    ("valkey", 100_000, 100),
+    ("valkey", 300_000, 300),
+)
 
 
 def main() -> int:
@@ -55,7 +61,7 @@ def main() -> int:
         PROCESSES[::2] if options.quick else PROCESSES,
     )
     others = {
-        f"{sessions:,} sessions in use, {processes} processes, {name}": alternatives(
+        f"{sessions:,} sessions in use, {processes:,} processes, {name}": alternatives(
             name, found["costs"], sessions, processes
         )
         for name, sessions, processes in (_OTHERS[:1] if options.quick else _OTHERS)

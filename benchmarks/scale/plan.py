@@ -23,6 +23,8 @@ PROCESSES = (10, 30, 100, 300, 1_000)
 _SEED = 1
 # How much is simulated: about so many tellings and pulls.
 _EVENTS = 300_000
+# Seconds in which a server that is full has come to what it does all the time.
+_SHORTEST = 0.5
 _PROCESSOR = 0.9
 
 
@@ -110,7 +112,7 @@ def cell(
 
 def _setup(here: Any, processes: int, rate: float, **options: Any) -> Setup:
     pulls = min(rate, 500.0)
-    seconds = min(10.0, max(0.15, _EVENTS / (processes * (rate + 2 * pulls))))
+    seconds = min(10.0, max(_SHORTEST, _EVENTS / (processes * (rate + 2 * pulls))))
     named = {"network": assumed("network"), "seed": _SEED, **options}
     return Setup(here, processes, rate, seconds, **named)
 
@@ -155,8 +157,11 @@ def alternatives(
     return [
         said("as it is"),
         said("the breath grows to 10 ms", longest=0.010),
-        said("it grows, and then nobody is told", longest=0.010, polls=True),
-        said("the same, to 50 ms", longest=0.050, polls=True),
+        said("it grows, and meanwhile nobody is told", longest=0.010, polls=True),
+        said("the same, but to 50 ms", longest=0.050, polls=True),
         said("one follower on each host", count=hosts, per_host=1),
+        said(
+            "that, to 10 ms, meanwhile not told", count=hosts, per_host=1, longest=0.010, polls=True
+        ),
         said("four logs, by user (each of them)", sessions // 4),
     ]

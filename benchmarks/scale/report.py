@@ -12,6 +12,8 @@ from benchmarks.scale.plan import Cell
 
 __all__ = ["tables"]
 
+_FEW = 100_000
+
 
 def tables(
     found: Mapping[str, Any],
@@ -36,7 +38,7 @@ def tables(
         Table(
             "Assumed",
             [
-                {"": f"{name}: {why}", "value": f"{value:,.10g}"}
+                {"": f"{name}: {why}", "value": f"{value:,g}" if value < 1e6 else _bytes(value)}
                 for name, (value, why) in ASSUMED.items()
             ],
         ),
@@ -61,6 +63,8 @@ def _sizing(cells: Sequence[Cell]) -> list[dict[str, str]]:
                 f"to {held[-1].processes:,} processes" if held else f"no: {_least(here, name)}"
             )
         postgresql = [one for one in here if one.engine == "postgresql" and not one.breaks]
+        most = assumed("host_memory") / assumed("per_host") / here[0].process_bytes * sessions
+        row["MAX_ENTRIES"] = "none" if sessions < most else f"{most:,.0f}"
         row["max_connections above"] = f"{postgresql[-1].connections:,}" if postgresql else "–"  # noqa: RUF001
         rows.append(row)
     return rows
@@ -124,7 +128,9 @@ def _misses(missed: Iterable[tuple[float, float, float]]) -> list[dict[str, str]
     rows: dict[float, dict[str, str]] = {}
     for share, skew, part in missed:
         row = rows.setdefault(share, {"MAX_ENTRIES / sessions in use": f"{share:.0%}"})
-        row["all sessions alike" if skew == 0 else f"Zipf, exponent {skew:g}"] = f"{part:.0%}"
+        title = "all sessions alike" if skew == 0 else f"Zipf, exponent {skew:g}"
+        row[title] = f"{part:.0%}"
+        row[f"{title}: queries/s of {_FEW:,} sessions"] = f"{part * _FEW / assumed('pause'):,.0f}"
     return list(rows.values())
 
 
