@@ -14,7 +14,7 @@ from benchmarks.scale import costs
 from benchmarks.scale.parameters import NAMES, engine
 from benchmarks.scale.simulation import Setup, simulate
 
-__all__ = ["compare", "measure", "predict"]
+__all__ = ["breaths", "compare", "measure", "predict"]
 
 _PROCESSES = (2, 4, 8, 16)
 _RATE = 200.0
@@ -91,9 +91,48 @@ def compare(found: Mapping[str, Any], checked: Mapping[str, Any]) -> list[dict[s
             row = {"engine": name, "processes": f"{measured['processes']:.0f}"}
             for key, title, form, scale in _SHOWN:
                 real, said = measured[key] * scale, predicted[key] * scale
-                row[title] = f"{form.format(said)} / {form.format(real)} ({said / real - 1:+.0%})"
+                row[title] = _both(said, real, form)
             rows.append(row)
     return rows
+
+
+def breaths(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a row for each way in which a few real followers followed a busy log."""
+    rows = []
+    for name in NAMES:
+        for told, live in (
+            *((True, one) for one in found[name]["live"]),
+            (False, found[name]["untold"]),
+        ):
+            breath = live["breath"]
+            setup = Setup(
+                engine(name, found)._replace(cores=_CORES),
+                live["followers"],
+                live["writes_per_second"],
+                _SECONDS,
+                breath=0.002,
+                longest=0.0 if breath == 0.002 else breath,
+                polls=not told,
+                regular=True,
+            )
+            result = simulate(setup)
+            rows.append(
+                {
+                    "engine": name,
+                    "breath": f"{breath * 1e3:.0f} ms, {'told' if told else 'not told'}",
+                    "writes/s": f"{live['writes_per_second']:.0f}",
+                    "pulls/s of each": _both(result.pulls, live["pulls_per_second"], "{:.0f}"),
+                    "% of a core for each": _both(
+                        result.own_cpu * 100, live["client_cpu"] * 100, "{:.1f}"
+                    ),
+                    "cores of the server": _both(result.server_cores, live["server_cpu"], "{:.2f}"),
+                }
+            )
+    return rows
+
+
+def _both(said: float, real: float, form: str) -> str:
+    return f"{form.format(said)} / {form.format(real)} ({said / real - 1:+.0%})"
 
 
 _SHOWN = (

@@ -35,12 +35,12 @@ SERVERS: dict[str, Callable[[], servers.PostgreSQL | servers.Valkey]] = {
 _FOLLOWERS = 4
 _ENTRIES = 50_000
 _CALLS = 3_000
-# Seconds of a run with followers, the writes a second in it, and the pauses between pulls, in
-# seconds: the follower's own and a long one, so that what a pull costs and what a notification
-# costs can be told apart.
+# Seconds of a run with followers and the writes a second in it. Then the pause between two pulls,
+# in seconds, and whether they are told of writes: the follower's own way and a longer pause, so
+# that what a pull costs and what a notification costs can be told apart, and one that tests it.
 _SECONDS = 5.0
 _RATE = 1_000.0
-_BREATHS = (0.002, 0.010)
+_WAYS = ((0.002, True), (0.010, True), (0.010, False))
 # The best of so many, because whatever else the machine does only makes it dearer.
 _ROUNDS = 3
 _POINTS = 101
@@ -100,10 +100,9 @@ def _engine(name: str) -> dict[str, Any]:
         with nodes(location, 1) as (node,):
             found["pull"] = _calls(server, node, "pulls", count=_CALLS)
         print(".", end="", file=sys.stderr, flush=True)
-        found["live"] = [
-            min((_live(server, breath) for _ in range(_ROUNDS)), key=_for_each_write)
-            for breath in _BREATHS
-        ]
+        *found["live"], found["untold"] = (
+            min((_live(server, *how) for _ in range(_ROUNDS)), key=_for_each_write) for how in _WAYS
+        )
         found["busy_lag"] = _busy_lag(location)
         found["connections"] = _connections(server)
         print(".", end="", file=sys.stderr, flush=True)
@@ -128,17 +127,19 @@ def _calls(server: servers.Server, node: Node, do: str, **named: Any) -> dict[st
     }
 
 
-def _live(server: servers.PostgreSQL | servers.Valkey, breath: float) -> dict[str, float]:
+def _live(
+    server: servers.PostgreSQL | servers.Valkey, breath: float, told: bool
+) -> dict[str, float]:
     """What following costs each process and the server, beside the writes."""
     with nodes(server.url(), _FOLLOWERS + 1) as (writer, *followers):
         writer.ask("sets", first=next(_numbers), count=100)
         for node in followers:
-            node.ask("follow", seconds=0.3, breath=breath)
+            node.ask("follow", seconds=0.3, breath=breath, told=told)
         writer.send("write", seconds=_SECONDS + 1, first=next(_numbers), rate=_RATE)
         time.sleep(0.5)
         before, began = server_cpu(server), time.perf_counter()
         for node in followers:
-            node.send("follow", seconds=_SECONDS, breath=breath)
+            node.send("follow", seconds=_SECONDS, breath=breath, told=told)
         done = [node.receive() for node in followers]
         spent, seconds = server_cpu(server) - before, time.perf_counter() - began
         writer.receive()

@@ -49,8 +49,15 @@ class CountingNode(Node):
             self._cache.set(key_of(number), value, _DAY)
         return {**self._since(before), "seconds": time.perf_counter() - began}
 
-    def follow(self, seconds: float, breath: float | None = None) -> dict[str, Any]:
-        """Follow for a while and do nothing else; ``breath`` is the pause between two pulls."""
+    def follow(
+        self, seconds: float, breath: float | None = None, *, told: bool = True
+    ) -> dict[str, Any]:
+        """Follow for a while and do nothing else.
+
+        ``breath`` is the pause between two pulls; who is not ``told`` of writes pulls after each.
+        """
+        if not told:
+            self._follower.engine.wait = lambda timeout: None
         if breath is not None:
             follower._BREATH = breath
         self._cache.get(key_of(0))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cache.report import Table
-from benchmarks.scale.check import compare
+from benchmarks.scale.check import breaths, compare
 from benchmarks.scale.parameters import ASSUMED, NAMES, assumed, engine
 from benchmarks.scale.plan import Cell
 
@@ -33,6 +33,7 @@ def tables(
         ),
         Table("Reads that MAX_ENTRIES sends to the database", _misses(missed)),
         Table("Simulated / measured", compare(costs, found["check"])),
+        Table("Four followers of a busy log, simulated / measured", breaths(costs)),
         Table("What things cost", [_cost(name, costs) for name in NAMES]),
         Table("Looking an entry up without a replica of one's own", _local(costs["local"])),
         Table(
