@@ -33,6 +33,8 @@ def _lines(axes: Any, cells: Sequence[Cell], value: Callable[[Cell], float]) -> 
                 for one in cells
                 if (one.engine, one.sessions) == (name, sessions) and one.limits["writes"] <= 1
             ]
+            if not here:
+                continue
             axes.plot(
                 [one.processes for one in here],
                 [value(one) for one in here],
