@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from benchmarks.scale.parameters import NAMES, assumed, capacity, engine, writes
 from benchmarks.scale.plan import cell
 from benchmarks.scale.simulation import Engine, Result, Setup, read_through, simulate
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 SEED = 7
 FREE = Engine(cores=64, write=0.0, hold=0.0, pull=0.0, row=0.0, hint=0.0)
 POSTGRESQL = Engine(
@@ -36,7 +39,8 @@ def _costs(pull: float = 60e-6, hint: float = 20e-6) -> dict[str, Any]:
     one = {
         "write": {"client_cpu": 150e-6, "server_cpu": 200e-6},
         "pull": {"seconds": 140e-6},
-        "live": [_live(0.002, 1000, 430, pull, hint), _live(0.010, 900, 95, pull, hint)],
+        "live": [_live(0.002, 1000, 430, pull, hint), _live(0.010, 1000, 95, pull, hint)],
+        "untold": _live(0.010, 1000, 95, pull, 0.0),
         "busy_lag": {"curve": [0.001, 0.015, 0.035]},
         "connections": {"each_process": 2, "bytes": 3e6},
         "bytes": {"write": 800, "pull": 340, "row": 280, "hint": 50},
@@ -130,6 +134,7 @@ def test_what_a_pull_costs_is_told_from_what_a_hint_costs(name: str) -> None:
     found = engine(name, _costs(pull=60e-6, hint=20e-6))
     assert found.pull == pytest.approx(60e-6)
     assert found.hint == pytest.approx(20e-6)
+    assert found.write == pytest.approx(200e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,3 +155,12 @@ def test_a_small_size_holds_and_too_many_writes_break_first(
 def test_memory_breaks_where_replicas_outgrow_the_host() -> None:
     found = cell("valkey", _costs(), sessions=1_000, processes=2, busy=False, per_host=1e9)
     assert found.breaks == "memory"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_measurements_in_the_docs_say_what_everything_costs(name: str) -> None:
+    found = json.loads((DOCS / "images" / "scale.json").read_text(encoding="utf-8"))
+    here = engine(name, found["costs"])
+    assert min(here.write, here.pull, here.row, here.own_pull, here.own_row) > 0
+    assert min(here.hint, here.own_hint, here.wake, here.oversleep) >= 0
+    assert len(here.busy_lags) > 2

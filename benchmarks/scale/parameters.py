@@ -52,17 +52,14 @@ def engine(name: str, costs: Mapping[str, Any]) -> Engine:
     """Return what things cost on an engine, from its measurements."""
     cost, bench = costs[name], BENCHMARKS[name]
     own_row = bench["catch_up"]["cpu"] / bench["catch_up"]["changes"]
-    row, write = cost["row_server_cpu"], cost["write"]["server_cpu"]
-    for_followers = [
-        (one["server_cpu"] - one["writes_per_second"] * write) / one["followers"]
-        for one in cost["live"]
-    ]
-    pull, hint = _split(cost["live"], for_followers, row)
-    own_pull, own_hint = _split(cost["live"], [one["client_cpu"] for one in cost["live"]], own_row)
+    row = cost["row_server_cpu"]
+    usual, long = cost["live"]
+    write, pull, hint = _server(usual, long, cost["untold"], row)
+    own_pull, own_hint = _own(usual, long, cost["untold"], own_row)
     oversleep = min(1 / one["pulls_per_second"] - one["breath"] for one in cost["live"])
     # Of the lag on an idle machine, what is neither telling nor pulling nor applying.
-    wake = bench["lag"]["p50"] - hint - cost["pull"]["seconds"] - row - own_row
-    usual = bench["lag"]["p50"]
+    lag = bench["lag"]["p50"]
+    wake = lag - hint - cost["pull"]["seconds"] - row - own_row
     return Engine(
         cores=1 if name == "valkey" else int(assumed("cores")),
         write=write,
@@ -76,22 +73,47 @@ def engine(name: str, costs: Mapping[str, Any]) -> Engine:
         own_write=cost["write"]["client_cpu"],
         oversleep=max(0.0, oversleep),
         wake=max(0.0, wake),
-        busy_lags=tuple(max(0.0, lag - usual) for lag in cost["busy_lag"]["curve"]),
+        busy_lags=tuple(max(0.0, late - lag) for late in cost["busy_lag"]["curve"]),
     )
 
 
-def _split(live: Any, spent: list[float], row: float) -> tuple[float, float]:
-    """Return what a pull costs and what a hint costs, from two runs with different pauses."""
-    (p, q), (v, w) = ((one["pulls_per_second"], one["writes_per_second"]) for one in live)
-    first, second = spent[0] - q * row, spent[1] - w * row
+_Live = Mapping[str, float]
+
+
+def _server(usual: _Live, long: _Live, untold: _Live, row: float) -> tuple[float, float, float]:
+    """Return what a write, a pull and a hint cost the server, from three runs of followers.
+
+    Two of them differ in the hints alone; the others in how many pulls there were for each write.
+    """
+    count = usual["followers"]
+
+    def spent(live: _Live) -> float:
+        return live["server_cpu"] - count * live["writes_per_second"] * row
+
+    hint = max(0.0, _for_each(long, spent(long)) - _for_each(untold, spent(untold))) / count
+    (p, q), (v, w) = (
+        (live["writes_per_second"], count * live["pulls_per_second"]) for live in (usual, untold)
+    )
+    first, second = spent(usual) - count * p * hint, spent(untold)
     determinant = p * w - q * v
-    pull, hint = (first * w - q * second) / determinant, (p * second - v * first) / determinant
-    # Noise may make one of them negative: then the other one is all there is.
-    if hint < 0:
-        return (first + second) / (p + v), 0.0
-    if pull < 0:
-        return 0.0, (first + second) / (q + w)
-    return pull, hint
+    write, pull = (first * w - q * second) / determinant, (p * second - v * first) / determinant
+    return write, pull, hint
+
+
+def _own(usual: _Live, long: _Live, untold: _Live, row: float) -> tuple[float, float]:
+    """Return what a pull and a hint cost a follower, from the same runs."""
+
+    def spent(live: _Live) -> float:
+        return live["client_cpu"] - live["writes_per_second"] * row
+
+    hint = max(0.0, _for_each(long, spent(long)) - _for_each(untold, spent(untold)))
+    pulls = usual["pulls_per_second"] + untold["pulls_per_second"]
+    hints = usual["writes_per_second"] * hint
+    return (spent(usual) - hints + spent(untold)) / pulls, hint
+
+
+def _for_each(live: _Live, spent: float) -> float:
+    return spent / live["writes_per_second"]
 
 
 def capacity(name: str) -> float:
