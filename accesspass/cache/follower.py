@@ -25,9 +25,9 @@ from django.db import connections
 from accesspass.cache.codec import MARKER, PAYLOAD, Opened, Seal
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
 from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
-from accesspass.cache.replica import Held, Replica
+from accesspass.cache.replica import Held, Replica, opened
 
-__all__ = ["Follower", "Mark", "clock"]
+__all__ = ["Follower", "Mark", "Snapshot", "clock"]
 
 logger = logging.getLogger("accesspass.cache")
 
@@ -56,6 +56,24 @@ class Mark(NamedTuple):
     seq: int
     taken: float
     generation: int
+
+
+class Snapshot(NamedTuple):
+    """What was held for a key; ``found`` is the replica's own object."""
+
+    key: bytes
+    found: bytes
+    expires: float
+    taken: float
+
+    @property
+    def size(self) -> int:
+        """How many bytes are held for the key."""
+        return len(self.found)
+
+
+# Snapshot(*fields), in half of the time.
+_snapshot: Callable[[tuple[object, ...]], Snapshot] = functools.partial(tuple.__new__, Snapshot)
 
 
 class _Ahead(NamedTuple):
@@ -158,20 +176,42 @@ class Follower:
 
     def get(self, key: bytes) -> Held | None:
         """Return what is held for a key if the replica can vouch for it, else ``None``."""
+        looked = self.look(key)
+        return None if looked is None else looked[0]
+
+    def look(self, key: bytes) -> tuple[Held, Snapshot] | None:
+        """Return the same with what ``still_holds`` asks for."""
         replica = self.current()
         # Freshness first, then the value, and the clock last: a process may be stopped anywhere in
         # between, and another of its threads may pull before this one goes on.
         fresh_at = replica.fresh_at
-        held = replica.get(key)
-        if held is None:
+        found = replica.find(key)
+        if found is None:
             return None
+        held = opened(found)
         _, _, expires, taken, absent, _ = held
         now = clock()
         if absent or expires <= now + (self._offset or 0.0):
             return None
         if now - fresh_at > self.max_staleness and now - taken > self.max_staleness:
             return None
-        return held
+        return held, _snapshot((key, found, expires, taken))
+
+    def still_holds(self, snapshot: Snapshot, until: float) -> bool:
+        """Whether ``look`` would return this very snapshot, and the engine's clock is not at
+        ``until``.
+
+        Nothing is unpacked or copied: whatever replaces an entry is another object.
+        """
+        key, found, expires, taken = snapshot
+        replica = self.current()
+        fresh_at = replica.fresh_at  # in the same order
+        if replica.find(key) is not found:
+            return False
+        now = clock()
+        if min(until, expires) <= now + (self._offset or 0.0):
+            return False
+        return now - fresh_at <= self.max_staleness or now - taken <= self.max_staleness
 
     def current(self) -> Replica:
         """Return the replica, brought up to date as far as the caller may wait for it."""
