@@ -42,8 +42,10 @@ _EXPIRE_EVERY, _EXPIRE_LIMIT = 1.0, 10_000
 _PURGE_EVERY, _PURGE_AGAIN, _PURGE_LIMIT = 10.0, 0.1, 1_000
 _RESTARTS = 3
 # The thread begins no pull sooner after the one before, in seconds, so that under many writes one
-# pull brings several of them; after a pause it pulls at once.
-_BREATH = 0.002
+# pull brings several of them; after a pause it pulls at once. While news comes within each breath,
+# the next one is twice as long, up to the second number: more pulls than that would only take time
+# from the threads that serve.
+_BREATH, _LONGEST_BREATH = 0.002, 0.01
 
 
 class Mark(NamedTuple):
@@ -680,13 +682,17 @@ class Follower:
             # Under gevent a fork copies this thread, and the child starts one of its own.
             return self._stopping or pid != os.getpid()
 
+        breath = _BREATH
         while not is_over():
             failure: Exception | None = None
             try:
                 began = time.monotonic()
                 self.pull()
                 self.engine.wait(self._heartbeat)
-                time.sleep(max(0.0, began + _BREATH - time.monotonic()))
+                rest = began + breath - time.monotonic()
+                if rest > 0:
+                    time.sleep(rest)
+                breath = min(2 * breath, _LONGEST_BREATH) if rest > 0 else _BREATH
             except Exception as error:  # noqa: BLE001 - the thread must not end with it
                 failure = error
             if failure is not None and not is_over():

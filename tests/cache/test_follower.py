@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -570,6 +571,34 @@ def test_only_a_read_starts_the_thread(make_follower: MakeFollower) -> None:
     assert len(threads_called("accesspass-follower")) == 1
     assert got(follower) == b"value"
     assert len(threads_called("accesspass-follower")) == 1
+
+
+def test_pulls_become_fewer_while_news_has_no_end_and_after_a_pause_one_comes_at_once(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(PushingEngine)
+    now, slept = 100.0, []
+    waits = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0])
+
+    def wait(timeout: float) -> None:
+        nonlocal now
+        waited = next(waits, None)
+        if waited is None:
+            follower._stopping = True
+        else:
+            now += waited
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(round(seconds, 4))
+
+    faked = {**vars(time), "monotonic": lambda: now, "sleep": sleep}
+    monkeypatch.setattr(follower_module, "time", types.SimpleNamespace(**faked))
+    monkeypatch.setattr(follower.engine, "wait", wait)
+    follower._follow()
+    monkeypatch.undo()
+    assert slept[:7] == [0.002, 0.004, 0.008, 0.01, 0.01, 0.002, 0.004]
 
 
 def test_an_engine_that_is_read_in_microseconds_has_no_thread(make_follower: MakeFollower) -> None:
