@@ -264,10 +264,11 @@ def _ms(seconds: float) -> str:
 
 def obey(show: Show) -> None:
     """Do what the keys say, until one of them, or the end of the input, ends it."""
-    show.register()
-    show.log_in()
     steps = {"c": show.cut, "h": show.heal, "l": show.log_in, "r": show.revoke}
     with _keys() as keys:
+        print("; ".join(f"{key} {what}" for key, what in _KEYS.items()), flush=True)
+        show.register()
+        show.log_in()
         for key in itertools.takewhile(lambda key: key != "q", keys):
             if key in steps:
                 steps[key]()
@@ -283,7 +284,7 @@ def _keys() -> Iterator[Iterator[str]]:
         return
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setcbreak(sys.stdin)
+        tty.setcbreak(sys.stdin, termios.TCSANOW)  # what was typed already counts
         yield typed
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
@@ -309,7 +310,6 @@ def run(*, valkey: bool, leave: bool) -> None:
                 play(show)
                 return
             print(f"The page of both, as ada with the password {PASSWORD!r}: {balancer.url}/")
-            print("; ".join(f"{key} {what}" for key, what in _KEYS.items()), flush=True)
             obey(show)
 
 
