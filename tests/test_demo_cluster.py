@@ -128,7 +128,7 @@ def test_keys_cut_heal_and_revoke_beside_the_page() -> None:
         text = read_until(demo, "q quit")
         address = re.search(r"http://([\d.]+):(\d+)/", text)
         assert address is not None, text
-        text += read_until(demo, "node B")
+        text += read_until(demo, "node B   200")
         processes = family(demo.pid)
 
         workers = set()
@@ -161,7 +161,7 @@ def test_keys_cut_heal_and_revoke_beside_the_page() -> None:
 def test_it_ends_all_that_it_started_when_it_is_told_to_stop(number: signal.Signals) -> None:
     require_postgresql()
     with running() as demo:
-        text = read_until(demo, "node B")
+        text = read_until(demo, "node B   200")
         processes = family(demo.pid)
         demo.send_signal(number)
         text += demo.communicate(timeout=30)[0]
