@@ -149,6 +149,8 @@ class Follower:
         self._carry: list[tuple[str, Entry]] | None = None
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
+        # The engine answers somebody again, so the thread need not wait any longer to try.
+        self._answered = threading.Event()
 
     def after_fork(self) -> None:
         """In the child: keep the entries, trust nothing, touch nothing of the parent's. No I/O."""
@@ -298,11 +300,13 @@ class Follower:
             with self._lock:
                 self._carry = None
         self._vouch(replica, sent)
-        if self._retry_after != _RETRY_FIRST:
+        failed = self._retry_after != _RETRY_FIRST
+        self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
+        if failed:
+            self._answered.set()
             self._counters["reconnects"] += 1
             extra = {"event": "cache.reconnected", "engine": self.engine.name}
             logger.info("cache.reconnected: %s", self.engine.name, extra=extra)
-        self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
 
     def _catch_up(self) -> tuple[Replica, float]:
         """Apply pages up to the head, to a new replica if the old one's history is over.
@@ -474,7 +478,9 @@ class Follower:
             self._count("writes_uncertain" if uncertain else "writes_unavailable")
             raise
         self._count("writes_done" if written.done else "writes_refused")
-        self._retry_at = 0.0  # the engine answers
+        if self._retry_at:
+            self._retry_at = 0.0
+            self._answered.set()
         if written.done:
             first = written.seq - len(changes) + 1
             entries = [
@@ -700,7 +706,8 @@ class Follower:
                     extra = {"event": "cache.follower_error", "engine": self.engine.name}
                     logger.error("cache.follower_error", exc_info=failure, extra=extra)
                 self._failed(failure)
-                time.sleep(max(0.0, self._retry_at - clock()))
+                self._answered.clear()
+                self._answered.wait(max(0.0, self._retry_at - clock()))
 
     @property
     def stopped(self) -> bool:
@@ -710,6 +717,7 @@ class Follower:
     def stop(self) -> None:
         """End the thread and give back what the engine holds open."""
         self._stopping = True
+        self._answered.set()
         self.engine.close()  # wakes the thread
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(self.engine.deadline)

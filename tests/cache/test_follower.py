@@ -573,6 +573,23 @@ def test_only_a_read_starts_the_thread(make_follower: MakeFollower) -> None:
     assert len(threads_called("accesspass-follower")) == 1
 
 
+def test_a_thread_that_waits_to_try_again_is_told_that_the_engine_answers_somebody(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "_RETRY_FIRST", 600.0)
+    monkeypatch.setattr(follower_module, "_RETRY_LAST", 600.0)
+    follower = make_follower(PushingEngine)
+    engine: Any = follower.engine
+    put(follower, b"old")
+    assert got(follower) == b"old"
+    assert eventually(lambda: engine.waits > 0)
+    with down(follower):
+        assert eventually(lambda: follower.status()["counters"]["failures"] > 0)
+    put(follower, b"new")
+    before = engine.waits
+    assert eventually(lambda: engine.waits > before)
+
+
 def test_pulls_become_fewer_while_news_has_no_end_and_after_a_pause_one_comes_at_once(
     make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
