@@ -220,6 +220,9 @@ def play(show: Show) -> None:
     healed = show.heal()
     on_second.wait_for(401)
     show.stop()
+    # The database has answered. Node B follows the log again within a second, its longest pause
+    # between two tries; what it learnt from the database before may be as old as MAX_STALENESS.
+    time.sleep(1.5)
 
     last = max(answer.sent for answer in on_second.answers if answer.status == 200) - revoked
     lines = [
