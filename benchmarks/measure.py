@@ -17,7 +17,16 @@ from accesspass import sessions
 from benchmarks.timing import Call, Result, interleave, sample
 from benchmarks.variants import BASE, VARIANTS, Server, Variant
 
-__all__ = ["Effort", "authenticators", "changes", "miss_of", "requests", "row_of"]
+__all__ = [
+    "Effort",
+    "authenticators",
+    "changes",
+    "miss_of",
+    "refresh_jwt_of",
+    "refresh_of",
+    "requests",
+    "row_of",
+]
 
 
 class Effort(NamedTuple):
@@ -76,10 +85,10 @@ def changes(effort: Effort, user: Any) -> list[dict[str, Any]]:
             "logout": lambda: started.pop().log_out(),  # noqa: B023
         }
         if variant.alias:
-            runs["refresh"] = _refresh(user)
+            runs["refresh"] = refresh_of(user)
             runs["request that misses"] = miss_of(variant, user)
         rows.append(_singles(variant.name, runs, effort))
-    rows.append(_singles("simplejwt, with blacklist", {"refresh": _refresh_jwt(user)}, effort))
+    rows.append(_singles("simplejwt, with blacklist", {"refresh": refresh_jwt_of(user)}, effort))
     return rows
 
 
@@ -92,7 +101,8 @@ def _singles(name: str, runs: Mapping[str, Callable[[], object]], effort: Effort
     return {"name": name, **{kind: Result.of(took)._asdict() for kind, took in samples.items()}}
 
 
-def _refresh(user: Any) -> Callable[[], object]:
+def refresh_of(user: Any) -> Callable[[], object]:
+    """Return what refreshes one session of AccessPass, each time with its newest token."""
     pair = sessions.start(user)
 
     def refresh() -> None:
@@ -114,7 +124,8 @@ def miss_of(variant: Variant, user: Any) -> Callable[[], object]:
     return miss
 
 
-def _refresh_jwt(user: Any) -> Callable[[], object]:
+def refresh_jwt_of(user: Any) -> Callable[[], object]:
+    """Return what rotates one refresh token of simplejwt, with its blacklist."""
     token = str(RefreshToken.for_user(user))
 
     def refresh() -> None:

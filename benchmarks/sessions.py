@@ -204,48 +204,23 @@ def _watch(proxy: CountingProxy) -> Iterator[Counter[str]]:
 
 
 def _time(user: Any, rounds: int) -> list[dict[str, str]]:
-    from django.core.cache import caches
-    from django.core.handlers.wsgi import WSGIRequest
-    from knox.auth import TokenAuthentication as KnoxAuthentication
-    from knox.models import get_token_model
-    from rest_framework.request import Request
-    from rest_framework_simplejwt.serializers import TokenRefreshSerializer
-    from rest_framework_simplejwt.tokens import RefreshToken
-
     from accesspass import sessions
+    from benchmarks.measure import miss_of, refresh_jwt_of, refresh_of
     from benchmarks.report import microseconds, spread
     from benchmarks.timing import Result, sample
-    from benchmarks.variants import environ_of
+    from benchmarks.variants import named
 
-    cache: Any = caches["postgresql"]
-    pair, jwt = sessions.start(user), str(RefreshToken.for_user(user))
-    _, knox_token = get_token_model().objects.create(user=user)
-    knox_request = Request(WSGIRequest(environ_of("/", ("Authorization", f"Token {knox_token}"))))
-
-    def refresh() -> None:
-        nonlocal pair
-        pair = sessions.refresh(pair.refresh_token)
-
-    def refresh_jwt() -> None:
-        nonlocal jwt
-        serializer = TokenRefreshSerializer(data={"refresh": jwt})
-        serializer.is_valid(raise_exception=True)
-        jwt = serializer.validated_data["refresh"]
-
-    def hit() -> None:
-        sessions.authenticate(pair.access_token)
-
-    def miss() -> None:
-        cache.forget(f"session:{pair.session_id.hex}")
-        sessions.authenticate(pair.access_token)
-
-    def knox() -> None:
-        assert KnoxAuthentication().authenticate(knox_request) is not None
-
-    pairs: list[tuple[str, Callable[[], None], str, Callable[[], None]]] = [
-        ("refresh", refresh, "simplejwt: rotation with blacklist", refresh_jwt),
-        ("a hit", hit, "knox", knox),
-        ("a miss", miss, "knox", knox),
+    variant, other = named("AccessPass, PostgreSQL", "knox")
+    pair, knox = sessions.start(user), other.authenticate(other.log_in(user))
+    pairs: list[tuple[str, Callable[[], object], str, Callable[[], object]]] = [
+        (
+            "refresh",
+            refresh_of(user),
+            "simplejwt: rotation with blacklist",
+            refresh_jwt_of(user),
+        ),
+        ("a hit", lambda: sessions.authenticate(pair.access_token), "knox", knox),
+        ("a miss", miss_of(variant, user), "knox", knox),
     ]
     rows = []
     for name, ours, peer, theirs in pairs:
@@ -255,16 +230,16 @@ def _time(user: Any, rounds: int) -> list[dict[str, str]]:
         for _ in range(rounds):
             samples["ours"] += sample(ours, 5)
             samples["theirs"] += sample(theirs, 5)
-        one, other = Result.of(samples["ours"]), Result.of(samples["theirs"])
+        one, peers = Result.of(samples["ours"]), Result.of(samples["theirs"])
         rows.append(
             {
                 "": name,
                 "µs": microseconds(one.median),
                 "quartiles": spread(one),
                 "against": peer,
-                "its µs": microseconds(other.median),
-                "its quartiles": spread(other),
-                "ratio": f"{one.median / other.median:.2f}",
+                "its µs": microseconds(peers.median),
+                "its quartiles": spread(peers),
+                "ratio": f"{one.median / peers.median:.2f}",
             }
         )
     return rows
