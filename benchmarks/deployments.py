@@ -238,7 +238,7 @@ def revocations(effort: Effort, user: Any) -> list[dict[str, Any]]:
                 {
                     "name": deployment.variant.name,
                     "p50": statistics.median(lags),
-                    "p99": lags[min(len(lags) - 1, int(0.99 * len(lags)))],
+                    "p90": lags[int(0.9 * len(lags))],
                     "longest": lags[-1],
                     "accepted": accepted,
                     "of": len(lags),

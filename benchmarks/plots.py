@@ -47,7 +47,7 @@ def write(plots: Mapping[Path, Callable[[], Any]]) -> list[Path]:
 def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the plots of a run of ``python -m benchmarks``; those without numbers are left out."""
     plots = {
-        "authenticate": partial(_bars, found["authenticate"], "us", "authenticate(), µs", log=True),
+        "authenticate": partial(_bars, found["authenticate"], "us", "authenticate(), µs"),
         "requests": partial(_bars, found["requests"], "us", "A whole request in process, µs"),
         "gunicorn": partial(
             _bars,
@@ -63,7 +63,11 @@ def draw(found: Mapping[str, Any], folder: Path) -> list[Path]:
     return write({folder / f"benchmarks-{name}.svg": plot for name, plot in plots.items()})
 
 
-def _bars(rows: Sequence[Mapping[str, Any]], key: str, title: str, *, log: bool = False) -> Any:
+def _bars(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    title: str,
+) -> Any:
     names = [row["name"] for row in rows]
     values = [row[key]["median"] for row in rows]
     height = 0.5 + 0.22 * len(rows)
@@ -71,9 +75,6 @@ def _bars(rows: Sequence[Mapping[str, Any]], key: str, title: str, *, log: bool 
     colors = [_OURS if name.startswith("AccessPass") else _OTHERS for name in names]
     bars = axes.barh(names, values, color=colors)
     axes.bar_label(bars, labels=[f"{value:,.0f}" for value in values], padding=3)
-    if log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.grid(axis="y", visible=False)

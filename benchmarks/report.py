@@ -143,7 +143,7 @@ def _revoked(row: Mapping[str, Any]) -> dict[str, str]:
         "": row["name"],
         **{
             name: ("> " if row["given_up"] else "") + f"{row[name] * 1000:,.1f} ms"
-            for name in ("p50", "p99", "longest")
+            for name in ("p50", "p90", "longest")
         },
         "sent after it and accepted": f"{row['accepted']} of {row['of']} logouts",
     }
