@@ -16,6 +16,32 @@ from typing import Any
 
 from benchmarks.project import Project, open_project
 from benchmarks.report import facts, markdown, put_between_markers, rst, tables
+from benchmarks.timing import Effort
+
+QUICK = Effort(
+    rounds=5,
+    batch_seconds=0.02,
+    singles=30,
+    server_rounds=3,
+    server_seconds=0.3,
+    servers=("gunicorn, sync",),
+    revocations=5,
+    sessions=(1_000, 10_000),
+    processes=(),
+    patience=0.0,
+)
+FULL = Effort(
+    rounds=30,
+    batch_seconds=0.05,
+    singles=200,
+    server_rounds=5,
+    server_seconds=0.8,
+    servers=("gunicorn, sync", "gunicorn, gthread", "granian", "uvicorn"),
+    revocations=50,
+    sessions=(1_000, 10_000, 100_000, 1_000_000),
+    processes=(1, 2, 4, 8, 16),
+    patience=20.0,
+)
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _PAGE = _DOCS / "explanation" / "benchmarks.rst"
@@ -44,7 +70,7 @@ def main() -> int:
         found = json.loads(options.again.read_text(encoding="utf-8"))
     else:
         with open_project() as project:
-            found = run(project, quick=options.quick)
+            found = run(project, QUICK if options.quick else FULL)
     print(said_of(found))
     for table in tables(found):
         print(f"\n## {table.title}\n\n{markdown(table.rows)}")
@@ -55,42 +81,18 @@ def main() -> int:
     return 0
 
 
-def run(project: Project, *, quick: bool) -> dict[str, Any]:
+def run(project: Project, effort: Effort) -> dict[str, Any]:
     """Measure everything; return the unrounded numbers."""
     from benchmarks import deployments, measure
     from benchmarks.cache.measure import wait_for_calm
     from benchmarks.growth import growth
     from benchmarks.operations import count
 
-    if quick:
-        effort = measure.Effort(
-            rounds=5,
-            batch_seconds=0.02,
-            singles=30,
-            server_rounds=3,
-            server_seconds=0.3,
-            servers=("gunicorn, sync",),
-            revocations=5,
-            sessions=(1_000, 10_000),
-            processes=(),
-        )
-    else:
-        effort = measure.Effort(
-            rounds=30,
-            batch_seconds=0.05,
-            singles=200,
-            server_rounds=5,
-            server_seconds=0.8,
-            servers=tuple(deployments.SERVERS),
-            revocations=50,
-            sessions=(1_000, 10_000, 100_000, 1_000_000),
-            processes=(1, 2, 4, 8, 16),
-        )
     began = time.monotonic()
     user = project.user
     found: dict[str, Any] = {
         "facts": facts(),
-        "others": wait_for_calm(0.0 if quick else 20.0),
+        "others": wait_for_calm(effort.patience),
         "effort": effort._asdict(),
     }
     # The last two change what the others would find: a full replica, and a busy machine.

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, ask, load
-from benchmarks.measure import Effort
-from benchmarks.timing import Result
+from benchmarks.timing import Effort, Result
 from benchmarks.variants import BASE, VARIANTS, Login, Variant, named
 from tests.servers import HOST, Server, family, free_port, make_folder, wait_until
 
@@ -139,14 +138,15 @@ def _wait_until_idle(deployments: Sequence[_Deployment]) -> None:
 def throughput(effort: Effort, user: Any) -> dict[str, list[dict[str, Any]]]:
     """Requests a second and latencies, on four connections, against no authentication.
 
-    All variants under the first of ``effort.servers`` in a full run, else a few of them.
+    All variants under the first of several servers; a few of them under the others, and in a run
+    of one server.
     """
     # The memory engine is for one process, and these are others.
     everyone = [variant for variant in VARIANTS if variant.alias != "memory"]
-    rows = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for server in effort.servers:
-        full = server == effort.servers[0] and len(effort.servers) > 1
-        with _deployed(server, everyone if full else named(*_FEW), user) as deployments:
+        variants = everyone if not rows and len(effort.servers) > 1 else named(*_FEW)
+        with _deployed(server, variants, user) as deployments:
             rows[server] = _in_turn(deployments, effort)
     return rows
 

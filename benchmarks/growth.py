@@ -22,8 +22,8 @@ from rest_framework.request import Request
 
 from accesspass import session_cache, sessions, tokens
 from accesspass.models import Session
-from benchmarks.measure import Effort, miss_of, row_of
-from benchmarks.timing import Call, interleave
+from benchmarks.measure import miss_of, row_of
+from benchmarks.timing import Call, Effort, interleave
 from benchmarks.variants import named
 from tests.servers import wait_until
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.core.cache import caches
 from rest_framework_simplejwt.serializers import TokenRefreshSerializer
 from rest_framework_simplejwt.tokens import RefreshToken
 
 from accesspass import sessions
-from benchmarks.timing import Call, Result, interleave, sample
+from benchmarks.timing import Call, Effort, Result, interleave, sample
 from benchmarks.variants import BASE, VARIANTS, Server, Variant
 
 __all__ = [
-    "Effort",
     "authenticators",
     "changes",
     "miss_of",
@@ -27,25 +26,6 @@ __all__ = [
     "requests",
     "row_of",
 ]
-
-
-class Effort(NamedTuple):
-    """How much is measured.
-
-    ``rounds`` of batches of ``batch_seconds`` in process, ``singles`` calls of what writes,
-    ``server_rounds`` of ``server_seconds`` of load on each of ``servers``, ``revocations`` of each
-    kind; among so many ``sessions``, and by so many ``processes``.
-    """
-
-    rounds: int
-    batch_seconds: float
-    singles: int
-    server_rounds: int
-    server_seconds: float
-    servers: tuple[str, ...]
-    revocations: int
-    sessions: tuple[int, ...]
-    processes: tuple[int, ...]
 
 
 def requests(effort: Effort, user: Any) -> list[dict[str, Any]]:
