@@ -55,7 +55,6 @@ class _Deployment(Server):
         super().__init__(make_folder(), free_port())
         self.variant = variant
         self.login: Login = variant.log_in(user)
-        self.workers = workers
         self._words = SERVERS[server].format(
             address=f"{HOST}:{self.port}", host=HOST, port=self.port, workers=workers
         )
