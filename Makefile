@@ -6,7 +6,7 @@
 #   make schema          writes docs/reference/openapi.yaml
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
-#   make bench           the benchmarks; ARGS=--quick
+#   make bench           the benchmarks, some eight minutes; ARGS=--quick, ARGS=--docs
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick

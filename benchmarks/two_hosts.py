@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cache.report import put_between_markers
+from benchmarks.report import put_between_markers
 from tests import servers
 
 _ROOT = Path(__file__).resolve().parent.parent
