@@ -6,12 +6,13 @@
 #   make schema          writes docs/reference/openapi.yaml
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
-#   make bench           the benchmarks; ARGS=--quick
+#   make bench           the benchmarks, some eight minutes; ARGS=--quick, ARGS=--docs
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-scale     a simulation of many processes, checked by real ones; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
 #   make screenshots     the pictures of the page and the admin in the docs (needs a Chromium)
+#   make demo-cluster    two nodes, a page and a key that cuts one off; ARGS='--exit --engine valkey'
 #   make demo-hosts      two hosts, one of them cut off; ARGS=--valkey
 #   make release         sdist, wheel, SBOM and checksums of what is committed, in dist/
 #   make clean           removes .venv and everything that was built
@@ -30,7 +31,8 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_background.py tests/test_bench_enumeration.py \
     tests/test_bench_scale.py tests/test_canary.py \
     tests/test_channels.py tests/test_cluster.py tests/test_conf.py tests/test_cookies.py \
-    tests/test_demo.py tests/test_deployments.py tests/test_doctor.py tests/test_documents.py \
+    tests/test_demo.py tests/test_demo_cluster.py tests/test_deployments.py \
+    tests/test_doctor.py tests/test_documents.py \
     tests/test_existing_project_guide.py tests/test_hashing.py tests/test_health.py \
     tests/test_identifiers.py tests/test_introspection.py tests/test_kills.py \
     tests/test_locale.py tests/test_log_events.py tests/test_mail_servers.py \
@@ -46,7 +48,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
-    bench-enumeration bench-scale bench-sessions demo-hosts screenshots release clean modern
+    bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts screenshots release \
+    clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -113,6 +116,9 @@ bench-sessions: $(VENV)/.has-bench
 
 bench-enumeration: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.enumeration $(ARGS)
+
+demo-cluster: $(VENV)/.has-dev
+	@$(PY) -m benchmarks.demo_cluster $(ARGS)
 
 demo-hosts: $(VENV)/.has-dev
 	@$(PY) -m benchmarks.two_hosts $(ARGS)

@@ -93,7 +93,9 @@ def _reload_unchanged(instance: Any, update_fields: Sequence[str] | None) -> Non
     # It may be saved again.
     instance.__dict__["_accesspass_recorded"] = (
         names,
-        [getattr(instance, x) if x in written else v for x, v in zip(names, values, strict=True)],
+        tuple(
+            getattr(instance, x) if x in written else v for x, v in zip(names, values, strict=True)
+        ),
     )
 
 

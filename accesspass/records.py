@@ -145,7 +145,7 @@ def read(token: Token, record: Any, now: float) -> tuple[AbstractBaseUser, Sessi
 
 def _restore(model: Any, layout: _Layout, values: list[Any]) -> Any:
     user = model.from_db(router.db_for_write(model), layout.names, values)
-    user._accesspass_recorded = (layout.names, values)
+    user._accesspass_recorded = (layout.names, tuple(values))
     return user
 
 

@@ -89,6 +89,8 @@ class RecordCache(Protocol):
     def max_staleness(self) -> float: ...
 
     def get(self, key: str) -> Any: ...
+    def look(self, key: str) -> tuple[Any, Any] | None: ...
+    def still_holds(self, snapshot: Any, until: float) -> bool: ...
     def publish(
         self, key: str, value: Any, revision: int, timeout: float, mark: Any = None
     ) -> bool: ...
@@ -143,6 +145,13 @@ class _PlainCache:
                 extra={"event": "session.cache_failed"},
             )
             return None
+
+    def look(self, key: str) -> tuple[Any, Any] | None:
+        record = self.get(key)
+        return None if record is None else (record, None)
+
+    def still_holds(self, snapshot: Any, until: float) -> bool:
+        return False  # such a cache does not say, so it is read each time
 
     def publish(
         self, key: str, value: Any, revision: int, timeout: float, mark: Any = None

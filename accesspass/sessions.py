@@ -34,7 +34,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import metrics, records
+from accesspass import metrics, recent, records
 from accesspass.conf import TEN_YEARS, conf
 from accesspass.devices import printable, user_agent
 from accesspass.exceptions import (
@@ -266,6 +266,9 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         InvalidToken: it stands for nothing (RFC 6750 §3.1, ``invalid_token``).
         Unavailable: the database had to be asked and could not be.
     """
+    if found := recent.find(access_token):
+        _count_hit()
+        return found
     token = parse_access_token(access_token)
     del access_token  # a report of an error further down would show it
     cache = _cache()
@@ -299,6 +302,9 @@ def join() -> None:
 @sensitive_variables()
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
+    if found := recent.find(access_token):
+        _count_hit()
+        return found
     token = parse_access_token(access_token)
     cache = _cache()
     if conf.USER_FROM_RECORD and (found := _from_cache(cache, token)):
@@ -308,14 +314,16 @@ async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, Session
 
 def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, SessionRecord] | None:
     """Decide by memory alone; None if only the database can tell."""
-    record = cache.get(records.key(token.id))
-    if record is not None:
+    looked = cache.look(records.key(token.id))
+    if looked is not None:
+        record, snapshot = looked
         if record == records.DEAD:
             metrics.CHECKS.count("revoked")
             raise InvalidToken
         found = records.read(token, record, cache.now())
         if found is not None:
             _count_hit()
+            recent.remember(cache, snapshot, token, *found)
             return found
         if not records.is_readable(record):
             cache.forget(records.key(token.id))  # it would keep ours, of the same revision, out

@@ -1,20 +1,59 @@
-"""``python -m benchmarks``: what authentication costs, as Markdown tables.
+"""``python -m benchmarks``: what authentication costs, beside no authentication and the peers.
 
-Everything is measured in one process, in rounds that interleave the variants: trust the ratios,
-not the microseconds.
+All variants run in one project, in rounds that interleave them: trust the ratios, not the
+microseconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.project import Project, open_project
+from benchmarks.report import facts, markdown, put_between_markers, rst, tables
+from benchmarks.timing import Effort
+
+QUICK = Effort(
+    rounds=5,
+    batch_seconds=0.02,
+    singles=30,
+    server_rounds=3,
+    server_seconds=0.3,
+    servers=("gunicorn, sync",),
+    revocations=5,
+    sessions=(1_000, 10_000),
+    processes=(),
+    patience=0.0,
+)
+FULL = Effort(
+    rounds=30,
+    batch_seconds=0.05,
+    singles=200,
+    server_rounds=5,
+    server_seconds=0.8,
+    servers=("gunicorn, sync", "gunicorn, gthread", "granian", "uvicorn"),
+    revocations=50,
+    sessions=(1_000, 10_000, 100_000, 1_000_000),
+    processes=(1, 2, 4, 8, 16),
+    patience=20.0,
+)
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_PAGE = _DOCS / "explanation" / "benchmarks.rst"
+_IMAGES = _DOCS / "images"
+_NUMBERS = _IMAGES / "benchmarks.json"
+_CAPTIONS = {
+    "authenticate": "Microseconds of authenticate() alone, by variant.",
+    "requests": "Microseconds of a whole request in process, by variant.",
+    "gunicorn": "Requests per second under gunicorn with one sync worker, by variant.",
+    "growth": "Microseconds of authenticate() from the fewest to the most live sessions.",
+    "processes": "Requests per second by number of workers under gunicorn.",
+}
 
 
 def main() -> int:
@@ -22,88 +61,86 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute, with more noise")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there as well")
+    parser.add_argument("--docs", action="store_true", help="rewrite the page and plots in docs/")
+    parser.add_argument(
+        "--again", metavar="FILE", type=Path, help="measure nothing, show the numbers of a file"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="accesspass-bench-") as folder:
-        os.environ["ACCESSPASS_BENCH_FOLDER"] = folder
-        os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
-        tables = run(quick=options.quick)
+    if options.again is not None:
+        found = json.loads(options.again.read_text(encoding="utf-8"))
+    else:
+        with open_project() as project:
+            found = run(project, QUICK if options.quick else FULL)
+    print(said_of(found))
+    for table in tables(found):
+        print(f"\n## {table.title}\n\n{markdown(table.rows)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+        save(found, options.json)
+    if options.docs:
+        write_docs(found)
     return 0
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    """Measure everything and print it as it comes; return the unrounded numbers."""
-    try:
-        import knox  # noqa: F401
-        import rest_framework_simplejwt  # noqa: F401
-    except ModuleNotFoundError as missing:
-        sys.exit(f"{missing}: install the extra, pip install -e '.[bench]'")
-    import django
+def run(project: Project, effort: Effort) -> dict[str, Any]:
+    """Measure everything; return the unrounded numbers."""
+    from benchmarks import deployments, measure
+    from benchmarks.cache.measure import wait_for_calm
+    from benchmarks.growth import growth
+    from benchmarks.operations import count
 
-    django.setup()
-    from django.core.management import call_command
-
-    from benchmarks import measure, report
-    from benchmarks.variants import BASE, make_user, make_variants
-
-    call_command("migrate", verbosity=0)
-    user = make_user()
-    variants = make_variants(user)
-    effort = measure.Effort(15, 0.03, 100) if quick else measure.Effort(60, 0.1, 1_000)
     began = time.monotonic()
-    facts = report.facts()
-    say("# Benchmarks", "")
-    say(", ".join(f"{name} {value}" for name, value in facts.items()) + ".")
-    say(
-        f"Median and quartiles of {effort.rounds} interleaved rounds of {effort.batch_seconds} s, "
-        "in one process, on a SQLite database."
-    )
-
-    def table(title: str, rows: Sequence[measure.Row], against: str) -> list[dict[str, Any]]:
-        shown = []
-        for row in rows:
-            line: dict[str, Any] = {"": row.name}
-            if row.ratio is not None:
-                line[f"× {against}"] = f"{row.ratio:.2f}"  # noqa: RUF001
-            line["µs"] = report.microseconds(row.result.median)
-            line["quartiles, µs"] = report.spread(row.result)
-            line["SQL statements"] = row.queries
-            shown.append(line)
-        say("", f"## {title}", "", report.markdown(shown))
-        return [
-            {
-                "name": row.name,
-                "ratio": row.ratio,
-                "queries": row.queries,
-                **{f"{key}_us": value for key, value in row.result._asdict().items()},
-            }
-            for row in rows
-        ]
-
-    tables: dict[str, Any] = {"facts": facts, "effort": effort._asdict()}
-    tables["requests"] = table(
-        "A whole request through Django and DRF",
-        measure.requests(variants, effort, user),
-        BASE,
-    )
-    tables["authenticate"] = table(
-        "authenticate() alone, warm",
-        measure.authenticators(variants, effort, user),
-        "AccessPass in memory",
-    )
-    tables["changes"] = table(
-        f"AccessPass on SQLite: what writes, and what misses ({effort.singles} calls each)",
-        measure.changes(effort, user),
-        "",
-    )
-    tables["seconds"] = round(time.monotonic() - began, 1)
-    say("", f"Took {tables['seconds']} s.")
-    return tables
+    user = project.user
+    found: dict[str, Any] = {
+        "facts": facts(),
+        "others": wait_for_calm(effort.patience),
+        "effort": effort._asdict(),
+    }
+    # The last two change what the others would find: a full replica, and a busy machine.
+    for name, part in (
+        ("requests", lambda: measure.requests(effort, user)),
+        ("authenticate", lambda: measure.authenticators(effort, user)),
+        ("changes", lambda: measure.changes(effort, user)),
+        ("operations", lambda: count(project)),
+        ("servers", lambda: deployments.throughput(effort, user)),
+        ("revocations", lambda: deployments.revocations(effort, user)),
+        ("processes", lambda: deployments.processes(effort, user)),
+        ("growth", lambda: growth(effort, user)),
+    ):
+        since = time.monotonic()
+        found[name] = part()
+        print(f"{name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+    found["seconds"] = round(time.monotonic() - began)
+    return found
 
 
-def say(*lines: str) -> None:
-    print("\n".join(lines), flush=True)
+def said_of(found: Mapping[str, Any]) -> str:
+    """One paragraph on where and how it was measured."""
+    effort = found["effort"]
+    return (
+        ", ".join(f"{name} {value}" for name, value in found["facts"].items())
+        + f". Medians and quartiles of {effort['rounds']} rounds in process and of "
+        f"{effort['server_rounds']} rounds of {effort['server_seconds']:g} s under servers, in "
+        f"{found['seconds']} s altogether. Before it, other processes used {found['others']:.0%} "
+        "of the machine."
+    )
+
+
+def save(found: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def write_docs(found: Mapping[str, Any]) -> None:
+    """Save the numbers and the plots, and put the tables into the page."""
+    from benchmarks.plots import draw
+
+    save(found, _NUMBERS)
+    parts = [said_of(found)]
+    for table in tables(found):
+        parts += [table.title + "\n" + "-" * len(table.title), rst(table.rows)]
+    for path in draw(found, _IMAGES):
+        name = path.stem.removeprefix("benchmarks-")
+        parts.append(f".. image:: /images/{path.name}\n   :alt: {_CAPTIONS[name]}")
+    put_between_markers(_PAGE, "benchmarks", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -1,141 +1,132 @@
-"""The three measurements. Each returns rows for a table, whose numbers are not rounded yet.
+"""What is measured in this one process. Each function returns rows that are not rounded yet.
 
 Django must be set up before this module is imported.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from django.conf import settings
 from django.core.cache import caches
-from django.db import connection
+from rest_framework_simplejwt.serializers import TokenRefreshSerializer
+from rest_framework_simplejwt.tokens import RefreshToken
 
 from accesspass import sessions
-from benchmarks.timing import Call, Result, interleave, sample
-from benchmarks.variants import BASE, Server, Variant
+from benchmarks.timing import Call, Effort, Result, interleave, sample
+from benchmarks.variants import BASE, VARIANTS, Server, Variant
 
-__all__ = ["Effort", "Row", "authenticators", "changes", "requests"]
-
-
-class Effort(NamedTuple):
-    """How long to measure: rounds of batches of so many seconds, and single calls."""
-
-    rounds: int
-    batch_seconds: float
-    singles: int
-
-
-class Row(NamedTuple):
-    """One line of a table; ``ratio`` is None where there is nothing to compare with."""
-
-    name: str
-    result: Result
-    ratio: float | None
-    queries: int
+__all__ = [
+    "authenticators",
+    "changes",
+    "miss_of",
+    "refresh_jwt_of",
+    "refresh_of",
+    "requests",
+    "row_of",
+]
 
 
-def requests(variants: list[Variant], effort: Effort, user: Any) -> list[Row]:
+def requests(effort: Effort, user: Any) -> list[dict[str, Any]]:
     """Whole requests through Django's WSGI handler, against the view without authentication."""
-    server = Server()
-    queries = {}
-    for variant in variants:
+    server, calls = Server(), {}
+    for variant in VARIANTS:
+        login = variant.log_in(user)
         variant.select()
-        server.send(variant)
-        with _count_queries() as counted:
-            answer = json.loads(server.send(variant))
-        # What is timed does what it says: it knows the user, or nobody where nobody is asked.
-        assert answer == {"user": user.pk if variant.authenticators else None}, variant.name
-        queries[variant.name] = len(counted)
-    calls = {v.name: Call(_bind(server.send, v), v.select) for v in variants}
-    samples = interleave(calls, rounds=effort.rounds, batch_seconds=effort.batch_seconds)
-    return _rows(samples, queries, BASE)
+        variant.check(partial(server.ask, variant), login, user)
+        calls[variant.name] = Call(partial(server.send, variant, login), variant.select)
+    return _interleaved(calls, effort, BASE)
 
 
-def authenticators(variants: list[Variant], effort: Effort, user: Any) -> list[Row]:
-    """``authenticate()`` alone, repeated on one request, against AccessPass in memory."""
-    calls, queries = {}, {}
-    for variant in variants:
-        for authenticator in variant.authenticators:
-            run = _bind(authenticator().authenticate, variant.request())
+def authenticators(effort: Effort, user: Any) -> list[dict[str, Any]]:
+    """``authenticate()`` alone, repeated on one request, against knox's."""
+    calls = {}
+    for variant in VARIANTS:
+        if variant.authenticators:
+            run = variant.authenticate(variant.log_in(user))
             variant.select()
-            run()
-            with _count_queries() as counted:
-                found, _ = run()
+            found, _ = run()
             assert found.pk == user.pk, variant.name
             calls[variant.name] = Call(run, variant.select)
-            queries[variant.name] = len(counted)
-    samples = interleave(calls, rounds=effort.rounds, batch_seconds=effort.batch_seconds)
-    return _rows(samples, queries, next(iter(calls)))
+    return _interleaved(calls, effort, "knox")
 
 
-def changes(effort: Effort, user: Any) -> list[Row]:
-    """What is done once a session, or once in five minutes: it writes, so it costs."""
-    settings.ACCESSPASS["CACHE"] = "database"
-    cache: Any = caches["database"]
+def changes(effort: Effort, user: Any) -> list[dict[str, Any]]:
+    """Login, logout and refresh: what is done once a session, or once in the life of a token."""
+    rows = []
+    for variant in VARIANTS:
+        if not variant.authenticators or variant.log_in(user).log_out is None:
+            continue
+        variant.select()
+        started: list[Any] = []
+        runs: dict[str, Callable[[], object]] = {
+            "login": lambda: started.append(variant.log_in(user)),  # noqa: B023 - called at once
+            "logout": lambda: started.pop().log_out(),  # noqa: B023
+        }
+        if variant.alias:
+            runs["refresh"] = refresh_of(user)
+            runs["request that misses"] = miss_of(variant, user)
+        rows.append(_singles(variant.name, runs, effort))
+    rows.append(_singles("simplejwt, with blacklist", {"refresh": refresh_jwt_of(user)}, effort))
+    return rows
+
+
+def _singles(name: str, runs: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {kind: [] for kind in runs}
+    for _ in range(effort.singles):
+        # In turn, so that there are never more sessions than a user may have.
+        for kind, run in runs.items():
+            samples[kind] += sample(run, 1)
+    return {"name": name, **{kind: Result.of(took)._asdict() for kind, took in samples.items()}}
+
+
+def refresh_of(user: Any) -> Callable[[], object]:
+    """Return what refreshes one session of AccessPass, each time with its newest token."""
     pair = sessions.start(user)
 
     def refresh() -> None:
         nonlocal pair
         pair = sessions.refresh(pair.refresh_token)
 
+    return refresh
+
+
+def miss_of(variant: Variant, user: Any) -> Callable[[], object]:
+    """Return what authenticates with a session that this process has just forgotten."""
+    cache: Any = caches[variant.alias]
+    pair = sessions.start(user)
+
     def miss() -> None:
         cache.forget(f"session:{pair.session_id.hex}")
         sessions.authenticate(pair.access_token)
 
-    def revoke() -> None:
-        assert sessions.revoke(started.pop().session_id)
+    return miss
 
-    runs: dict[str, Callable[[], object]] = {
-        "login, without hashing the password": lambda: started.append(sessions.start(user)),
-        "logout": revoke,
-        "refresh": refresh,
-        "a request whose session this process does not hold": miss,
+
+def refresh_jwt_of(user: Any) -> Callable[[], object]:
+    """Return what rotates one refresh token of simplejwt, with its blacklist."""
+    token = str(RefreshToken.for_user(user))
+
+    def refresh() -> None:
+        nonlocal token
+        serializer = TokenRefreshSerializer(data={"refresh": token})
+        serializer.is_valid(raise_exception=True)
+        token = serializer.validated_data["refresh"]
+
+    return refresh
+
+
+def _interleaved(calls: Mapping[str, Call], effort: Effort, base: str) -> list[dict[str, Any]]:
+    samples = interleave(calls, rounds=effort.rounds, batch_seconds=effort.batch_seconds)
+    return [row_of(name, measured, samples[base]) for name, measured in samples.items()]
+
+
+def row_of(name: str, measured: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """Return a row: quartiles, and those of the ratios of each round, measured together."""
+    ratios = [one / other for one, other in zip(measured, base, strict=True)]
+    return {
+        "name": name,
+        "ratio": Result.of(ratios)._asdict(),
+        "us": Result.of(measured)._asdict(),
     }
-    started: list[sessions.TokenPair] = []
-    rows = []
-    for name, run in runs.items():
-        started.extend(sessions.start(user) for _ in range(2))
-        run()
-        with _count_queries() as counted:
-            run()
-        # Never more than SESSIONS_PER_USER, or a login would revoke the oldest as well.
-        samples: list[float] = []
-        while len(samples) < effort.singles:
-            while len(started) < 20 and run is revoke:
-                started.append(sessions.start(user))
-            samples += sample(run, 20)
-            while started and run is not revoke:
-                sessions.revoke(started.pop().session_id)
-        rows.append(Row(name, Result.of(samples), None, len(counted)))
-    return rows
-
-
-def _bind(run: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
-    return lambda: run(argument)
-
-
-def _rows(samples: dict[str, list[float]], queries: dict[str, int], base: str) -> list[Row]:
-    rows = []
-    for name, measured in samples.items():
-        # Of each round, since both were measured in the same moments.
-        ratios = [one / other for one, other in zip(measured, samples[base], strict=True)]
-        rows.append(Row(name, Result.of(measured), Result.of(ratios).median, queries[name]))
-    return rows
-
-
-@contextmanager
-def _count_queries() -> Iterator[list[str]]:
-    """Collect SQL statements, without those that only begin a transaction or a savepoint."""
-    seen: list[str] = []
-
-    def collect(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if not sql.startswith(("BEGIN", "SAVEPOINT", "RELEASE")):
-            seen.append(sql)
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(collect):
-        yield seen

@@ -1,38 +1,231 @@
-"""The measurements as Markdown tables and as JSON."""
+"""Numbers as tables: Markdown for the terminal, reStructuredText for the documentation."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sqlite3
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmarks.timing import Result
+from tests import servers
 
-__all__ = ["facts", "markdown", "microseconds", "spread"]
+__all__ = [
+    "Table",
+    "facts",
+    "markdown",
+    "microseconds",
+    "put_between_markers",
+    "rst",
+    "spread",
+    "tables",
+]
 
 _PACKAGES = (
     "Django",
     "djangorestframework",
     "django-rest-knox",
+    "django-rest-durin",
     "djangorestframework_simplejwt",
+    "django-redis",
+    "redis",
+    "psycopg",
+    "gunicorn",
+    "granian",
+    "uvicorn",
+    "django-accesspass",
 )
+_NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 
 
-def facts() -> dict[str, str]:
+class Table(NamedTuple):
+    """Rows with the same keys; the first column is text."""
+
+    title: str
+    rows: list[dict[str, str]]
+
+
+def facts(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """What the numbers depend on."""
-    found = {"cores": str(_cores()), "machine": f"{platform.system()} {platform.machine()}"}
-    found["Python"] = platform.python_version()
-    found.update({package: version(package) for package in _PACKAGES})
-    found["SQLite"] = sqlite3.sqlite_version
-    found["accesspass"] = version("django-accesspass")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "cores": str(cores),
+        "memory": f"{memory:.0f} GiB",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": _said([servers.postgresql_binaries() / "postgres", "--version"])[2],
+        "Valkey": _said([servers.valkey_binary(), "--version"])[2].removeprefix("v="),
+    }
+    found.update({package: version(package) for package in packages})
     return found
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _said(command: Sequence[str | Path]) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+# The suite beside the peers ----------------------------------------------------------------------
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of a run of ``python -m benchmarks``."""
+    base = "no authentication"
+    shown = [
+        Table("Goals", _goals(found)),
+        Table("A whole request in process", _timed(found["requests"], base)),
+        Table("authenticate() alone, warm", _timed(found["authenticate"], "knox")),
+        Table("What a request asks of servers", [_asks(row) for row in found["operations"]]),
+        Table("Login, logout, refresh, in µs", [_changes(row) for row in found["changes"]]),
+    ]
+    for server, rows in found["servers"].items():
+        shown.append(Table(f"Under {server}, one worker", [_served(row) for row in rows]))
+    shown += [
+        Table("Logged out here, refused there", [_revoked(row) for row in found["revocations"]]),
+        Table("More live sessions", [_grown(row) for row in found["growth"]]),
+        Table("More workers, under gunicorn", [_workers(row) for row in found["processes"]]),
+    ]
+    return [table for table in shown if table.rows]
+
+
+def _timed(rows: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, str]]:
+    return [
+        {
+            "": row["name"],
+            f"× {base}": _ratio(row["ratio"]["median"]),  # noqa: RUF001
+            "its quartiles": _quartiles(row["ratio"]),
+            "µs": microseconds(row["us"]["median"]),
+            "their quartiles": spread(Result(**row["us"])),
+        }
+        for row in rows
+    ]
+
+
+def _served(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": row["name"],
+        "× no authentication": _ratio(row["ratio"]["median"]),  # noqa: RUF001
+        "its quartiles": _quartiles(row["ratio"]),
+        "requests/s": f"{row['per_second']['median']:,.0f}",
+        **{name: f"{row[name] * 1000:.2f} ms" for name in ("p50", "p95", "p99")},
+        "memory of the worker": f"{row['memory'] / 2**20:.0f} MiB",
+    }
+
+
+def _asks(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": row["name"],
+        "SQL statements": f"{row['statements']:.1f}",
+        "round trips to PostgreSQL": f"{row['database']:.1f}",
+        "round trips to Valkey": f"{row['valkey']:.1f}",
+    }
+
+
+def _changes(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": row["name"],
+        **{
+            kind: microseconds(row[kind]["median"]) if kind in row else _NONE
+            for kind in ("login", "logout", "refresh", "request that misses")
+        },
+    }
+
+
+def _revoked(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": row["name"],
+        **{
+            name: ("> " if row["given_up"] else "") + f"{row[name] * 1000:,.1f} ms"
+            for name in ("p50", "p90", "longest")
+        },
+        "sent after it and accepted": f"{row['accepted']} of {row['of']} logouts",
+    }
+
+
+def _grown(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "live sessions": f"{row['sessions']:,}",
+        "AccessPass, a hit": microseconds(row["hit"]["us"]["median"]) + " µs",
+        "× at the fewest": _ratio(row["hit_growth"]),  # noqa: RUF001
+        "× knox": _ratio(row["hit"]["ratio"]["median"]),  # noqa: RUF001
+        "a miss": microseconds(row["miss"]["us"]["median"]) + " µs",
+        "knox": microseconds(row["knox"]["us"]["median"]) + " µs",
+        "memory of the process": f"{row['memory'] / 2**20:,.0f} MiB",
+    }
+
+
+def _workers(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "": row["name"],
+        "workers": str(row["workers"]),
+        "× no authentication": _ratio(row["ratio"]["median"]),  # noqa: RUF001
+        "requests/s": f"{row['per_second']['median']:,.0f}",
+        "memory of each worker": f"{row['memory'] / 2**20:.0f} MiB",
+        "processor of all, idle": f"{row['idle']:.1%}",
+    }
+
+
+def _goals(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was asked for, at the worst of the engines that are for servers."""
+    engines = [f"AccessPass, {name}" for name in ("SQLite", "PostgreSQL", "Valkey")]
+
+    def of(rows: Sequence[Mapping[str, Any]], value: str = "ratio") -> dict[str, float]:
+        return {row["name"]: row[value]["median"] for row in rows}
+
+    alone = of(found["authenticate"], "us")
+    ours = max(alone[name] for name in engines)
+    stateless = alone["simplejwt, stateless"]
+    whole = of(found["requests"])
+    goals = [
+        ("authenticate() against knox's", "≤", 1 / 50, ours / alone["knox"]),
+        ("authenticate() against stateless JWT's", "≤", 1 / 3, ours / stateless),
+        (
+            "a whole request in process against none authenticated",
+            "≤",
+            1.05,
+            max(whole[name] for name in engines),
+        ),
+        (
+            "the same against none authenticated that sends the header",
+            "≤",
+            1.05,
+            max(whole[name] for name in engines) / whole["no authentication, header sent"],
+        ),
+    ]
+    for server, rows in found["servers"].items():
+        ratios = of(rows)
+        served = min(ratios[name] for name in engines if name in ratios)
+        goals.append((f"requests/s under {server} against none authenticated", "≥", 0.98, served))
+    if len(found["growth"]) > 1:
+        growth = found["growth"][-1]["hit_growth"]
+        goals.append(("authenticate() at most sessions against fewest", "≤", 1.2, growth))
+    return [
+        {
+            "": what,
+            "goal": f"{sign} {limit:.3g}",
+            "measured": f"{value:.3g}",
+            "reached": "yes" if (value <= limit if sign == "≤" else value >= limit) else "no",
+        }
+        for what, sign, limit, value in goals
+    ]
+
+
+# Cells and tables --------------------------------------------------------------------------------
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _quartiles(result: Mapping[str, float]) -> str:
+    return f"{_ratio(result['low'])} to {_ratio(result['high'])}"
 
 
 def microseconds(value: float) -> str:
@@ -44,7 +237,7 @@ def spread(result: Result) -> str:
     return f"{microseconds(result.low)} to {microseconds(result.high)}"
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a table of rows that have the same keys; the first column is text."""
     names = list(rows[0])
     cells = [names, *([str(row[name]) for name in names] for row in rows)]
@@ -61,3 +254,26 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
         for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
     )
     return "| " + " | ".join(aligned) + " |"
+
+
+def rst(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows as a list-table of reStructuredText."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for cells in [list(rows[0]), *(list(row.values()) for row in rows)]:
+        for place, cell in enumerate(cells):
+            lines.append(f"   {'*' if place == 0 else ' '} - {cell}".rstrip())
+    return "\n".join(lines)
+
+
+def put_between_markers(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the two comments ``NAME begins`` and ``NAME ends`` of a page.
+
+    Raises:
+        ValueError: the page does not have these two comments.
+    """
+    begin, end = f".. {name} begins\n", f".. {name} ends\n"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not (found and found_too):
+        raise ValueError(f"{page.name} has no comments for {name}")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")

@@ -8,34 +8,19 @@ rounds that interleave the libraries, so trust its ratios.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests import servers
+from benchmarks.operations import CountingProxy
+from benchmarks.project import Project, open_project
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "session-costs.rst"
 _PASSWORD = "correct horse battery staple"
-
-
-class _CountingProxy(servers.Proxy):
-    """Counts round trips: how often a client speaks after the server has answered."""
-
-    def __init__(self, target: int) -> None:
-        self.round_trips = 0
-        self._speaking: dict[Any, str] = {}
-        super().__init__(target)
-
-    def _passes(self, link: Any, way: str, size: int) -> None:
-        if way == "to_server" and self._speaking.get(link) != way:
-            self.round_trips += 1
-        self._speaking[link] = way
 
 
 class _Operation(NamedTuple):
@@ -52,37 +37,24 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, with more noise")
     parser.add_argument("--docs", action="store_true", help="rewrite the tables in docs/")
     options = parser.parse_args()
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="accesspass-bench-"))
-        server = stack.enter_context(servers.PostgreSQL(durable=True))
-        proxy = stack.enter_context(_CountingProxy(server.port))
-        os.environ["ACCESSPASS_BENCH_FOLDER"] = folder
-        os.environ["ACCESSPASS_BENCH_DATABASE"] = server.url(port=proxy.port)
-        os.environ["ACCESSPASS_BENCH_LOG"] = server.url()
-        os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
-        _run(server, proxy, quick=options.quick, docs=options.docs)
+    with open_project() as project:
+        _run(project, quick=options.quick, docs=options.docs)
     return 0
 
 
-def _run(server: servers.PostgreSQL, proxy: _CountingProxy, *, quick: bool, docs: bool) -> None:
-    import django
-
-    django.setup()
+def _run(project: Project, *, quick: bool, docs: bool) -> None:
     from django.conf import settings
-    from django.core.cache import caches
-    from django.core.management import call_command
 
-    from benchmarks.cache.report import put_between_markers, rst
-    from benchmarks.report import facts, markdown
+    from benchmarks.report import facts, markdown, put_between_markers, rst
 
-    call_command("migrate", verbosity=0)
-    settings.ACCESSPASS["CACHE"] = "database"
-    counted = _count(proxy)
-    _connect_directly(server)
-    timed = _time(30 if quick else 200)
-    caches["database"]._follower.stop()  # type: ignore[attr-defined]  # before its server goes
-    known = {**facts(), "PostgreSQL": server.execute("SHOW server_version")[0][0]}
-    said = ", ".join(f"{name} {value}" for name, value in known.items()) + "."
+    settings.ACCESSPASS["CACHE"] = "postgresql"
+    with CountingProxy(project.postgresql.port) as proxy:
+        _connect(proxy.port)
+        counted = _count(project.user, proxy)
+    # Without the proxy, which costs time of its own.
+    _connect(project.postgresql.port)
+    timed = _time(project.user, 30 if quick else 200)
+    said = ", ".join(f"{name} {value}" for name, value in facts().items()) + "."
     print(said)
     for title, rows in (("Statements and round trips", counted), ("Beside the peers", timed)):
         print(f"\n## {title}\n\n{markdown(rows)}")
@@ -91,20 +63,20 @@ def _run(server: servers.PostgreSQL, proxy: _CountingProxy, *, quick: bool, docs
         put_between_markers(_PAGE, "times", f"{said}\n\n{rst(timed)}")
 
 
-def _connect_directly(server: servers.PostgreSQL) -> None:
-    """Take the proxy out of the way, which costs time of its own."""
+def _connect(port: int) -> None:
+    """Reach the database by that port from now on; the log keeps the connections it has."""
     from django.db import connection
 
     connection.close()
-    connection.settings_dict["PORT"] = str(server.port)
+    connection.settings_dict["PORT"] = str(port)
 
 
 # Counting ----------------------------------------------------------------------------------------
 
 
-def _count(proxy: _CountingProxy) -> list[dict[str, str]]:
+def _count(user: Any, proxy: CountingProxy) -> list[dict[str, str]]:
     rows = []
-    for operation in _operations():
+    for operation in _operations(user):
         operation.run(operation.prepare())  # connects, and prepares statements
         argument = operation.prepare()
         with _watch(proxy) as seen:
@@ -120,16 +92,15 @@ def _count(proxy: _CountingProxy) -> list[dict[str, str]]:
     return rows
 
 
-def _operations() -> list[_Operation]:
+def _operations(user: Any) -> list[_Operation]:
     from django.core.cache import caches
     from django.core.handlers.wsgi import WSGIRequest
 
     from accesspass import accounts, sessions
     from accesspass.exceptions import InvalidToken
-    from benchmarks.variants import environ_of, make_user
+    from benchmarks.variants import environ_of
 
-    user = make_user()
-    cache: Any = caches["database"]
+    cache: Any = caches["postgresql"]
 
     def start() -> sessions.TokenPair:
         return sessions.start(user)
@@ -192,7 +163,7 @@ def _operations() -> list[_Operation]:
 
 
 @contextmanager
-def _watch(proxy: _CountingProxy) -> Iterator[Counter[str]]:
+def _watch(proxy: CountingProxy) -> Iterator[Counter[str]]:
     """Count what the calling thread asks the database and the log.
 
     The follower has a thread of its own; nobody waits for what it asks.
@@ -201,7 +172,7 @@ def _watch(proxy: _CountingProxy) -> Iterator[Counter[str]]:
     from django.db import connection
 
     seen: Counter[str] = Counter()
-    cache: Any = caches["database"]
+    cache: Any = caches["postgresql"]
     engine, thread = cache._follower.engine, threading.current_thread()
 
     def counted(call: Any) -> Any:
@@ -232,51 +203,24 @@ def _watch(proxy: _CountingProxy) -> Iterator[Counter[str]]:
 # Timing ------------------------------------------------------------------------------------------
 
 
-def _time(rounds: int) -> list[dict[str, str]]:
-    from django.contrib.auth import get_user_model
-    from django.core.cache import caches
-    from django.core.handlers.wsgi import WSGIRequest
-    from knox.auth import TokenAuthentication as KnoxAuthentication
-    from knox.models import get_token_model
-    from rest_framework.request import Request
-    from rest_framework_simplejwt.serializers import TokenRefreshSerializer
-    from rest_framework_simplejwt.tokens import RefreshToken
-
+def _time(user: Any, rounds: int) -> list[dict[str, str]]:
     from accesspass import sessions
+    from benchmarks.measure import miss_of, refresh_jwt_of, refresh_of
     from benchmarks.report import microseconds, spread
     from benchmarks.timing import Result, sample
-    from benchmarks.variants import environ_of
+    from benchmarks.variants import named
 
-    user = get_user_model()._default_manager.get()
-    cache: Any = caches["database"]
-    pair, jwt = sessions.start(user), str(RefreshToken.for_user(user))
-    _, knox_token = get_token_model().objects.create(user=user)
-    knox_request = Request(WSGIRequest(environ_of("/", f"Token {knox_token}")))
-
-    def refresh() -> None:
-        nonlocal pair
-        pair = sessions.refresh(pair.refresh_token)
-
-    def refresh_jwt() -> None:
-        nonlocal jwt
-        serializer = TokenRefreshSerializer(data={"refresh": jwt})
-        serializer.is_valid(raise_exception=True)
-        jwt = serializer.validated_data["refresh"]
-
-    def hit() -> None:
-        sessions.authenticate(pair.access_token)
-
-    def miss() -> None:
-        cache.forget(f"session:{pair.session_id.hex}")
-        sessions.authenticate(pair.access_token)
-
-    def knox() -> None:
-        assert KnoxAuthentication().authenticate(knox_request) is not None
-
-    pairs: list[tuple[str, Callable[[], None], str, Callable[[], None]]] = [
-        ("refresh", refresh, "simplejwt: rotation with blacklist", refresh_jwt),
-        ("a hit", hit, "knox", knox),
-        ("a miss", miss, "knox", knox),
+    variant, other = named("AccessPass, PostgreSQL", "knox")
+    pair, knox = sessions.start(user), other.authenticate(other.log_in(user))
+    pairs: list[tuple[str, Callable[[], object], str, Callable[[], object]]] = [
+        (
+            "refresh",
+            refresh_of(user),
+            "simplejwt: rotation with blacklist",
+            refresh_jwt_of(user),
+        ),
+        ("a hit", lambda: sessions.authenticate(pair.access_token), "knox", knox),
+        ("a miss", miss_of(variant, user), "knox", knox),
     ]
     rows = []
     for name, ours, peer, theirs in pairs:
@@ -286,16 +230,16 @@ def _time(rounds: int) -> list[dict[str, str]]:
         for _ in range(rounds):
             samples["ours"] += sample(ours, 5)
             samples["theirs"] += sample(theirs, 5)
-        one, other = Result.of(samples["ours"]), Result.of(samples["theirs"])
+        one, peers = Result.of(samples["ours"]), Result.of(samples["theirs"])
         rows.append(
             {
                 "": name,
                 "µs": microseconds(one.median),
                 "quartiles": spread(one),
                 "against": peer,
-                "its µs": microseconds(other.median),
-                "its quartiles": spread(other),
-                "ratio": f"{one.median / other.median:.2f}",
+                "its µs": microseconds(peers.median),
+                "its quartiles": spread(peers),
+                "ratio": f"{one.median / peers.median:.2f}",
             }
         )
     return rows

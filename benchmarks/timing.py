@@ -9,7 +9,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Result", "interleave", "sample"]
+__all__ = ["Call", "Effort", "Result", "interleave", "sample"]
+
+
+class Effort(NamedTuple):
+    """How much is measured.
+
+    ``rounds`` of batches of ``batch_seconds`` in process, ``singles`` calls of what writes,
+    ``server_rounds`` of ``server_seconds`` of load on each of ``servers``, ``revocations`` of each
+    kind; among so many ``sessions``, and by so many ``processes``. ``patience`` is for how many
+    seconds to wait for other processes to be quiet before it begins.
+    """
+
+    rounds: int
+    batch_seconds: float
+    singles: int
+    server_rounds: int
+    server_seconds: float
+    servers: tuple[str, ...]
+    revocations: int
+    sessions: tuple[int, ...]
+    processes: tuple[int, ...]
+    patience: float
 
 
 class Result(NamedTuple):
@@ -47,12 +68,15 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
+    # What is there already need not be looked through before each batch.
+    gc.freeze()
     for _ in range(rounds):
         shuffle(order)
         for name in order:
             calls[name].prepare()
             gc.collect()
             samples[name].append(_time(calls[name].run, repeats[name]) * 1e6)
+    gc.unfreeze()
     return samples
 
 

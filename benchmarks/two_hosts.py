@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cache.report import put_between_markers
+from benchmarks.report import put_between_markers
 from tests import servers
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -54,9 +54,9 @@ CACHES["accesspass"]["LOCATION"] = os.environ["DEMO_LOCATION"]
 CACHES["accesspass"]["OPTIONS"] = {"MAX_STALENESS": float(os.environ["DEMO_MAX_STALENESS"])}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 """
-_PASSWORD = "correct horse battery staple"
-_MAX_STALENESS = 5.0
-_PATIENCE = 30.0
+PASSWORD = "correct horse battery staple"
+MAX_STALENESS = 5.0
+PATIENCE = 30.0
 _EVERY = 0.02
 
 
@@ -224,9 +224,13 @@ class Answer(NamedTuple):
 class Host(servers.Server):
     """One worker of the example project, in a network of its own."""
 
+    #: What the timeline calls it, before its name.
+    kind = "host"
+
     def __init__(self, name: str, network: Network, database: Database, location: str) -> None:
         super().__init__(servers.make_folder(), 0)
         self.name = name
+        self.title = f"{self.kind} {name}"
         self.network = network
         self._path = self.folder / "http"
         (self.folder / "host_settings.py").write_text(_SETTINGS, encoding="utf-8")
@@ -237,7 +241,7 @@ class Host(servers.Server):
             "DEMO_HOST": host,
             "DEMO_PORT": str(port),
             "DEMO_LOCATION": location,
-            "DEMO_MAX_STALENESS": str(_MAX_STALENESS),
+            "DEMO_MAX_STALENESS": str(MAX_STALENESS),
             "DJANGO_SECRET_KEY": _SECRET_KEY,
             "DJANGO_SETTINGS_MODULE": "host_settings",
             "PYTHONPATH": os.pathsep.join([str(self.folder), str(_ROOT)]),
@@ -277,7 +281,7 @@ class Host(servers.Server):
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_PATIENCE)
+        super().__init__("localhost", timeout=PATIENCE)
         self._path = path
 
     def connect(self) -> None:
@@ -353,15 +357,15 @@ class Watcher(threading.Thread):
 
     def _tell(self, before: Answer | None, answer: Answer) -> None:
         took = (answer.received - answer.sent) * 1000
-        what = f"{_shown(answer)}, in {took:,.0f} ms"
+        what = f"{shown(answer)}, in {took:,.0f} ms"
         if before is not None:
             same = sum(one.status == before.status for one in self.answers)
             ago = (answer.received - before.sent) * 1000
             what += f"; before it {same} × {before.status}, the last sent {ago:,.0f} ms earlier"  # noqa: RUF001
-        self._timeline.say(answer.received, f"host {self._host.name}", what)
+        self._timeline.say(answer.received, self._host.title, what)
 
     def wait_for(self, status: int) -> Answer:
-        """Wait for an answer with that status from now on."""
+        """Wait for an answer with that status to what is asked from now on."""
         now = time.monotonic()
 
         def found() -> Answer | None:
@@ -369,17 +373,18 @@ class Watcher(threading.Thread):
                 raise self.failure
             return next((a for a in self.answers if a.sent >= now and a.status == status), None)
 
-        answer: Answer = servers.wait_until(found, timeout=_PATIENCE)
+        answer: Answer = servers.wait_until(found, timeout=PATIENCE)
         return answer
 
     def stop(self) -> None:
         self._done.set()
-        self.join(_PATIENCE)
+        self.join(PATIENCE)
         if self.failure is not None:
             raise self.failure
 
 
-def _shown(answer: Answer) -> str:
+def shown(answer: Answer) -> str:
+    """The status and the code of an answer."""
     return f"{answer.status} {answer.body.get('code', '')}".strip()
 
 
@@ -389,10 +394,10 @@ def play(first: Host, second: Host, timeline: Timeline) -> None:
     Raises:
         NotAsPromisedError: a host accepted what it must not, or did not recover.
     """
-    person = {"username": "Ada", "email": "ada@example.org", "password": _PASSWORD}
-    _expect(first.send("POST", "/auth/register/", body=person), 201)
-    login = first.send("POST", "/auth/login/", body={"username": "Ada", "password": _PASSWORD})
-    _expect(login, 200)
+    person = {"username": "Ada", "email": "ada@example.org", "password": PASSWORD}
+    expect(first.send("POST", "/auth/register/", body=person), 201)
+    login = first.send("POST", "/auth/login/", body={"username": "Ada", "password": PASSWORD})
+    expect(login, 200)
     token = str(login.body["access_token"])
     timeline.say(login.received, "host A", "login, one more session: 200")
     watchers = [Watcher(host, token, timeline) for host in (first, second)]
@@ -406,23 +411,23 @@ def play(first: Host, second: Host, timeline: Timeline) -> None:
     timeline.say(time.monotonic(), "link B", "cut")
     time.sleep(1.0)
     logout = first.send("POST", "/auth/logout/", token=token)
-    _expect(logout, 204)
+    expect(logout, 204)
     timeline.say(logout.received, "host A", "logout: 204, acknowledged")
     timeline.begin(logout.received)
     on_first.wait_for(401)
     on_second.wait_for(503)
-    time.sleep(max(0.0, logout.received + 2 * _MAX_STALENESS - time.monotonic()))
+    time.sleep(max(0.0, logout.received + 2 * MAX_STALENESS - time.monotonic()))
 
     second.network.heal()
     healed = time.monotonic()
     timeline.say(healed, "link B", "healed")
     on_second.wait_for(401)
-    login = first.send("POST", "/auth/login/", body={"username": "Ada", "password": _PASSWORD})
-    _expect(login, 200)
+    login = first.send("POST", "/auth/login/", body={"username": "Ada", "password": PASSWORD})
+    expect(login, 200)
     timeline.say(login.received, "host A", "login: 200")
     fresh = str(login.body["access_token"])
     servers.wait_until(
-        lambda: second.send("GET", "/hello/", token=fresh).status == 200, timeout=_PATIENCE
+        lambda: second.send("GET", "/hello/", token=fresh).status == 200, timeout=PATIENCE
     )
     timeline.say(time.monotonic(), "host B", "200 with that token")
     time.sleep(2.0)
@@ -431,7 +436,7 @@ def play(first: Host, second: Host, timeline: Timeline) -> None:
 
     late = [
         answer.sent - logout.received
-        for watcher, allowed in ((on_first, 0.0), (on_second, _MAX_STALENESS))
+        for watcher, allowed in ((on_first, 0.0), (on_second, MAX_STALENESS))
         for answer in watcher.answers
         if answer.status == 200 and answer.sent > logout.received + allowed
     ]
@@ -445,34 +450,41 @@ def play(first: Host, second: Host, timeline: Timeline) -> None:
         "Host A accepted nothing that was sent after 0 ms, "
         f"host B nothing that was sent after {last * 1000:,.0f} ms."
     )
-    timeline.title(f"MAX_STALENESS is {_MAX_STALENESS * 1000:,.0f} ms.")
+    timeline.title(f"MAX_STALENESS is {MAX_STALENESS * 1000:,.0f} ms.")
 
 
-def _expect(answer: Answer, status: int) -> None:
+def expect(answer: Answer, status: int) -> None:
+    """Raise NotAsPromisedError unless the answer has this status."""
     if answer.status != status:
-        raise NotAsPromisedError(f"expected {status}, got {_shown(answer)}")
+        raise NotAsPromisedError(f"expected {status}, got {shown(answer)}")
 
 
 @contextlib.contextmanager
-def hosts(*, proxied: bool, valkey: bool) -> Iterator[tuple[Host, Host]]:
-    """Start the servers and both hosts, and end all of it whatever happens."""
-    make: Callable[[int], Any] = (lambda number: Proxied()) if proxied else Cable
+def hosts(
+    network: Callable[[int], Any], *, valkey: bool, host: Callable[..., Any] = Host
+) -> Iterator[tuple[Any, Any]]:
+    """Start the servers and both hosts, and end all of it whatever happens.
+
+    Args:
+        network: makes the network of the host with this number.
+        valkey: whether the log is on Valkey, instead of with the rows on PostgreSQL.
+        host: makes a host of its name, network, database and LOCATION.
+    """
     with contextlib.ExitStack() as stack:
-        networks = [stack.enter_context(make(number)) for number in range(2)]
+        networks = [stack.enter_context(network(number)) for number in range(2)]
         addresses = [network.near for network in networks if isinstance(network, Cable)]
         database = stack.enter_context(Database(addresses))
         store = stack.enter_context(Store(addresses)) if valkey else None
         made = []
-        for name, network in zip("AB", networks, strict=True):
+        for name, its in zip("AB", networks, strict=True):
             location = "database:default"
             if store is not None:
-                location = "redis://{}:{}/0".format(*network.address(store))
-            host = Host(name, network, database, location)
-            stack.callback(host.close)
-            made.append(host)
+                location = "redis://{}:{}/0".format(*its.address(store))
+            made.append(host(name, its, database, location))
+            stack.callback(made[-1].close)
         made[0].migrate()
-        for host in made:
-            host.start()
+        for one in made:
+            one.start()
         yield made[0], made[1]
 
 
@@ -494,7 +506,8 @@ def main() -> int:
         f"the log on {log}; {links}"
     )
     try:
-        with hosts(proxied=reason is not None, valkey=options.valkey) as (first, second):
+        network = Cable if reason is None else lambda number: Proxied()
+        with hosts(network, valkey=options.valkey) as (first, second):
             play(first, second, timeline)
     except NotAsPromisedError as failure:
         print(f"\nNot as promised: {failure}", file=sys.stderr)

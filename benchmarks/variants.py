@@ -5,16 +5,32 @@ This module is the project's URLconf too.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import secrets
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth import get_user_model, login
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.sessions.backends.cached_db import SessionStore
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.cache import caches
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import path
+from durin.auth import CachedTokenAuthentication
+from durin.models import AuthToken as DurinToken
+from durin.models import Client
 from knox.auth import TokenAuthentication as KnoxAuthentication
 from knox.models import get_token_model
+from rest_framework import authentication
+from rest_framework.authtoken.models import Token
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.permissions import AllowAny, IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -27,10 +43,17 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accesspass import sessions
 from accesspass.authentication import TokenAuthentication
 
-__all__ = ["BASE", "Variant", "environ_of", "make_variants"]
+__all__ = ["BASE", "VARIANTS", "Login", "Server", "Variant", "environ_of", "make_user", "named"]
 
 #: The variant that all others are compared with.
 BASE = "no authentication"
+
+
+class Login(NamedTuple):
+    """The header that a client sends (name and value), and what ends it, if anything can."""
+
+    header: tuple[str, str] | None
+    log_out: Callable[[], object] | None = None
 
 
 class Variant(NamedTuple):
@@ -38,28 +61,59 @@ class Variant(NamedTuple):
 
     name: str
     authenticators: list[type[Any]]
-    header: str
+    log_in: Callable[[Any], Login]
     alias: str = ""
 
     @property
-    def slug(self) -> str:
-        return "".join(c if c.isalnum() else "-" for c in self.name)
+    def path(self) -> str:
+        return "/" + "".join(c if c.isalnum() else "-" for c in self.name) + "/"
 
     def select(self) -> None:
         """Make the project use this variant's cache from now on."""
         if self.alias:
             settings.ACCESSPASS["CACHE"] = self.alias
 
-    def environ(self) -> dict[str, Any]:
+    def check(self, ask: Callable[[Login], tuple[int, bytes]], login: Login, user: Any) -> None:
+        """Make sure, before it is timed, that it lets the user in and nobody else.
+
+        ``ask`` sends a request and returns status and body of the answer.
+        """
+        expected = user.pk if self.authenticators else None
+        status, body = ask(login)
+        assert (status, json.loads(body)) == (200, {"user": expected}), (self.name, status, body)
+        if self.authenticators:
+            # Where there is no challenge to send, as for sessions, DRF says 403 instead of 401.
+            refused = 403 if authentication.SessionAuthentication in self.authenticators else 401
+            status, body = ask(Login(None))
+            assert status == refused, (self.name, status, body)
+
+    def environ(self, login: Login) -> dict[str, Any]:
         """Return a WSGI environ for a new request to this variant's view."""
-        return environ_of(f"/{self.slug}/", self.header)
+        return environ_of(self.path, login.header)
 
-    def request(self) -> Request:
-        """Return a request as a view would hand it to its authenticator."""
-        return Request(WSGIRequest(self.environ()))
+    def authenticate(self, login: Login) -> Callable[[], Any]:
+        """Return what authenticates one and the same request again and again."""
+        (authenticator,) = self.authenticators
+        request = Request(WSGIRequest(self.environ(login)))
+        if authenticator is not authentication.SessionAuthentication:
+            return lambda: authenticator().authenticate(request)
+        # What finds the user is the middleware, which remembers whom it found.
+        session, user = SessionMiddleware(_no_view), AuthenticationMiddleware(_no_view)
+
+        def authenticate() -> Any:
+            plain = WSGIRequest(self.environ(login))
+            session.process_request(plain)
+            user.process_request(plain)
+            return authenticator().authenticate(Request(plain))
+
+        return authenticate
 
 
-def environ_of(path: str, authorization: str = "") -> dict[str, Any]:
+def _no_view(request: HttpRequest) -> HttpResponseBase:
+    raise NotImplementedError
+
+
+def environ_of(path: str, header: tuple[str, str] | None = None) -> dict[str, Any]:
     """Return a WSGI environ of a new GET request."""
     environ = {
         "REQUEST_METHOD": "GET",
@@ -76,9 +130,133 @@ def environ_of(path: str, authorization: str = "") -> dict[str, Any]:
         "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(b""),
     }
-    if authorization:
-        environ["HTTP_AUTHORIZATION"] = authorization
+    if header is not None:
+        environ[f"HTTP_{header[0].upper()}"] = header[1]
     return environ
+
+
+# A token in Redis, as a project writes it by hand ------------------------------------------------
+
+
+class _CachedTokens(authentication.TokenAuthentication):
+    """A random token, under whose SHA-256 a cache holds what a request needs of the user."""
+
+    alias = ""
+
+    def authenticate_credentials(self, key: str) -> tuple[Any, str]:
+        fields = caches[self.alias].get(self.key_of(key))
+        if fields is None:
+            raise AuthenticationFailed
+        return get_user_model()(**fields), key
+
+    @staticmethod
+    def key_of(token: str) -> str:
+        return "token:" + hashlib.sha256(token.encode()).hexdigest()
+
+
+class _InDjangoRedis(_CachedTokens):
+    alias = "django_redis"
+
+
+class _InRedisCache(_CachedTokens):
+    alias = "default"
+
+
+_FIELDS = ("pk", "username", "email", "is_active", "is_staff", "is_superuser")
+
+
+# Logging in, without hashing a password ----------------------------------------------------------
+
+
+def _nobody(user: Any) -> Login:
+    return Login(None)
+
+
+def _accesspass(alias: str, user: Any) -> Login:
+    settings.ACCESSPASS["CACHE"] = alias
+    pair = sessions.start(user)
+    return Login(
+        ("Authorization", f"Bearer {pair.access_token}"), partial(sessions.revoke, pair.session_id)
+    )
+
+
+def _header_alone(user: Any) -> Login:
+    return Login(_accesspass("memory", user).header)
+
+
+def _simplejwt(user: Any) -> Login:
+    return Login(("Authorization", f"Bearer {AccessToken.for_user(user)}"))
+
+
+def _knox(user: Any) -> Login:
+    row, token = get_token_model().objects.create(user=user)
+    return Login(("Authorization", f"Token {token}"), row.delete)
+
+
+def _authtoken(user: Any) -> Login:
+    row, _ = Token.objects.get_or_create(user=user)
+    return Login(("Authorization", f"Token {row.key}"), row.delete)
+
+
+def _durin(user: Any) -> Login:
+    client, _ = Client.objects.get_or_create(name="benchmarks")
+    DurinToken.objects.filter(user=user, client=client).delete()
+    row = DurinToken.objects.create(user, client)
+    return Login(("Authorization", f"Token {row.token}"), row.delete)
+
+
+def _session(user: Any) -> Login:
+    request = HttpRequest()
+    request.session = SessionStore()
+    login(request, user, "django.contrib.auth.backends.ModelBackend")
+    request.session.save()
+    cookie = f"{settings.SESSION_COOKIE_NAME}={request.session.session_key}"
+    return Login(("Cookie", cookie), request.session.flush)
+
+
+def _cached(kind: type[_CachedTokens], user: Any) -> Login:
+    token, cache = secrets.token_urlsafe(32), caches[kind.alias]
+    key = kind.key_of(token)
+    cache.set(key, {name: getattr(user, name) for name in _FIELDS}, 7_200)
+    return Login(("Authorization", f"Token {token}"), partial(cache.delete, key))
+
+
+def _ours(name: str, alias: str) -> Variant:
+    return Variant(f"AccessPass, {name}", [TokenAuthentication], partial(_accesspass, alias), alias)
+
+
+#: In the order of the tables.
+VARIANTS = [
+    Variant(BASE, [], _nobody),
+    Variant("no authentication, header sent", [], _header_alone),
+    _ours("memory", "memory"),
+    _ours("SQLite", "sqlite"),
+    _ours("PostgreSQL", "postgresql"),
+    _ours("Valkey", "valkey"),
+    Variant("simplejwt, stateless", [JWTStatelessUserAuthentication], _simplejwt),
+    Variant("simplejwt, user from database", [JWTAuthentication], _simplejwt),
+    Variant("token by django-redis", [_InDjangoRedis], partial(_cached, _InDjangoRedis)),
+    Variant("token by Django's RedisCache", [_InRedisCache], partial(_cached, _InRedisCache)),
+    Variant("durin, cached", [CachedTokenAuthentication], _durin),
+    Variant("session, cached_db", [authentication.SessionAuthentication], _session),
+    Variant("DRF authtoken", [authentication.TokenAuthentication], _authtoken),
+    Variant("knox", [KnoxAuthentication], _knox),
+]
+
+
+def named(*names: str) -> list[Variant]:
+    """Return the variants of these names, in that order."""
+    by_name = {variant.name: variant for variant in VARIANTS}
+    return [by_name[name] for name in names]
+
+
+def make_user() -> Any:
+    """Insert the one user of the benchmarks."""
+    manager: Any = get_user_model()._default_manager
+    return manager.create_user("ada", "ada@example.com", "correct horse battery staple")
+
+
+# The project -------------------------------------------------------------------------------------
 
 
 class WhoAmI(APIView):
@@ -88,7 +266,13 @@ class WhoAmI(APIView):
         return Response({"user": request.user.pk})
 
 
-_views: dict[str, Any] = {}
+_views: dict[str, Any] = {
+    variant.path.strip("/"): WhoAmI.as_view(
+        authentication_classes=variant.authenticators,
+        permission_classes=[IsAuthenticated if variant.authenticators else AllowAny],
+    )
+    for variant in VARIANTS
+}
 
 
 def _view(request: HttpRequest, slug: str) -> HttpResponseBase:
@@ -99,50 +283,23 @@ def _view(request: HttpRequest, slug: str) -> HttpResponseBase:
 urlpatterns = [path("<slug:slug>/", _view)]
 
 
-def make_variants(user: Any) -> list[Variant]:
-    """Log a user in, in every way there is, and return the variants in the order of the tables."""
-    pairs = {}
-    for alias in ("memory", "database"):
-        settings.ACCESSPASS["CACHE"] = alias
-        pairs[alias] = sessions.start(user)
-    _, knox_token = get_token_model().objects.create(user=user)
-    jwt = f"Bearer {AccessToken.for_user(user)}"
-    ours = [TokenAuthentication]
-    variants = [
-        Variant(BASE, [], ""),
-        Variant("no authentication, header sent", [], f"Bearer {pairs['memory'].access_token}"),
-        *(
-            Variant(f"AccessPass, {engine}", ours, f"Bearer {pairs[alias].access_token}", alias)
-            for alias, engine in (("memory", "memory engine"), ("database", "SQLite engine"))
-        ),
-        Variant("simplejwt, stateless", [JWTStatelessUserAuthentication], jwt),
-        Variant("simplejwt, user from database", [JWTAuthentication], jwt),
-        Variant("knox", [KnoxAuthentication], f"Token {knox_token}"),
-    ]
-    for variant in variants:
-        _views[variant.slug] = WhoAmI.as_view(authentication_classes=variant.authenticators)
-    return variants
-
-
-def make_user() -> Any:
-    """Insert the one user of the benchmarks."""
-    manager: Any = get_user_model()._default_manager
-    return manager.create_user("ada", "ada@example.com", "correct horse battery staple")
-
-
 class Server:
     """Django's WSGI handler, called as a server calls it, without the network."""
 
     def __init__(self) -> None:
         self._handler: Any = WSGIHandler()
 
-    def send(self, variant: Variant) -> bytes:
-        """Send one request and return the body of the answer."""
-        response = self._handler(variant.environ(), _start_response)
+    def ask(self, variant: Variant, login: Login) -> tuple[int, bytes]:
+        """Send one request and return status and body of the answer."""
+        statuses: list[str] = []
+        response = self._handler(
+            variant.environ(login), lambda status, headers: statuses.append(status)
+        )
         body = b"".join(response)
         response.close()
-        return body
+        return int(statuses[0].split()[0]), body
 
-
-def _start_response(status: str, headers: Any) -> None:
-    assert status == "200 OK", status
+    def send(self, variant: Variant, login: Login) -> None:
+        """Send one request that is to succeed."""
+        status, _ = self.ask(variant, login)
+        assert status == 200, (variant.name, status)

@@ -838,6 +838,10 @@ class Proxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = _Link(client, server)
             with self._changed:
+                if self._refuse:  # since it was accepted
+                    client.close()
+                    server.close()
+                    continue
                 self._links.add(link)
             threading.Thread(target=self._serve, args=(link,), daemon=True, name="proxy").start()
 

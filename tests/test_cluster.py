@@ -105,6 +105,7 @@ def test_each_login_is_good_and_each_logout_final_on_all_workers_at_once(
     assert elsewhere > len(accepted) / 4
 
 
+@pytest.mark.pipeline
 def test_kill_9_of_a_worker_and_of_the_server_logs_nobody_out_and_lets_nobody_back_in(
     cluster: Cluster,
 ) -> None:

@@ -318,14 +318,15 @@ def uwsgi(*options: str) -> list[str]:
     return [*command, "--need-app", "--module=tests.deployments.wsgi", *options]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("store", "options"),
     [
-        pytest.param("sqlite", [], id="sqlite", marks=pytest.mark.pipeline),
+        pytest.param("sqlite", [], id="sqlite"),
         pytest.param("postgresql", [], id="postgresql"),
-        pytest.param("valkey", [], id="valkey", marks=pytest.mark.pipeline),
-        pytest.param("postgresql", ["--lazy-apps"], id="lazy", marks=pytest.mark.pipeline),
-        pytest.param("postgresql", ["--enable-threads"], id="threads", marks=pytest.mark.pipeline),
+        pytest.param("valkey", [], id="valkey"),
+        pytest.param("postgresql", ["--lazy-apps"], id="lazy"),
+        pytest.param("postgresql", ["--enable-threads"], id="threads"),
     ],
 )
 def test_under_uwsgi_reads_keep_a_process_current_whose_threads_stand_still(
@@ -366,9 +367,8 @@ def runserver() -> list[str]:
     return [sys.executable, str(ROOT / "manage.py"), "runserver", "127.0.0.1:{port}"]
 
 
-@pytest.mark.parametrize(
-    "store", [pytest.param("sqlite", marks=pytest.mark.pipeline), "postgresql"]
-)
+@pytest.mark.pipeline
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
 def test_runserver_reloads_and_knows_every_session(store: str) -> None:
     with Deployment(store, runserver(), workers=1) as deployment:
         play(deployment)
@@ -666,12 +666,13 @@ def run_django_tests(*options: str, **variables: str) -> tuple[int, str, str]:
     return done.returncode, known["DEPLOYMENT_DATABASE"].rpartition("/")[2], done.stdout
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param(["--parallel=2"], id="parallel"),
-        pytest.param(["--parallel=1"], id="serial", marks=pytest.mark.pipeline),
-        pytest.param(["--keepdb"], id="keepdb", marks=pytest.mark.pipeline),
+        pytest.param(["--parallel=1"], id="serial"),
+        pytest.param(["--keepdb"], id="keepdb"),
     ],
 )
 def test_djangos_runner_makes_clones_and_drops_databases_under_live_followers(

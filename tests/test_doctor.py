@@ -210,6 +210,7 @@ def test_a_clock_that_is_off_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "-60 minutes off" in says
 
 
+@pytest.mark.pipeline
 def test_on_postgresql_what_is_wrong_is_said(tmp_path: Path) -> None:
     require_postgresql()
     server, name = shared_postgresql(), f"doctor_{secrets.token_hex(4)}"

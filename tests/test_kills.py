@@ -47,7 +47,7 @@ class Node:
         self.process.communicate()
 
 
-@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.pipeline), "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Node]]:
     if request.param == "sqlite":
         where = (str(tmp_path / "project.sqlite3"), f"sqlite:///{tmp_path}/accesspass.cache")
@@ -65,6 +65,7 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
         yield make
 
 
+@pytest.mark.pipeline
 def test_what_was_committed_before_a_kill_arrives(launch: Callable[[], Node]) -> None:
     other = launch()
     other.do("migrate")

@@ -207,6 +207,7 @@ class Project:
         return int(self.query(sql)[0][0])
 
 
+@pytest.mark.pipeline
 @pytest.mark.fault
 def test_kill_9_loses_nothing_and_doubles_only_what_was_accepted_unheard(tmp_path: Path) -> None:
     with SMTPServer() as smtp:
@@ -241,6 +242,7 @@ def test_kill_9_loses_nothing_and_doubles_only_what_was_accepted_unheard(tmp_pat
         assert project.query("SELECT attempts FROM accesspass_mailrequest") == [(3,)]
 
 
+@pytest.mark.pipeline
 @pytest.mark.fault
 def test_two_workers_never_send_one_request_twice(tmp_path: Path) -> None:
     with SMTPServer() as smtp:

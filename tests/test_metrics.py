@@ -341,6 +341,7 @@ class Monitored(Cluster):
         return {outcome: number for outcome, number in counted.items() if number}
 
 
+@pytest.mark.pipeline
 @needs_fork
 def test_one_scrape_of_three_workers_has_the_sum_of_all() -> None:
     person = {"username": "ann", "email": "ann@example.com", "password": PASSWORD}

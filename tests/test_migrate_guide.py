@@ -234,6 +234,7 @@ call_command("migrate", "authtoken", "zero", verbosity=0)
 """
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize(
     ("app", "authentication", "page", "settings", "code"),
     [
@@ -244,13 +245,12 @@ call_command("migrate", "authtoken", "zero", verbosity=0)
             "settings, while simplejwt is accepted",
             JWT_BOTH,
         ),
-        pytest.param(
+        (
             "rest_framework.authtoken",
             "rest_framework.authentication.TokenAuthentication",
             AUTHTOKEN,
             "settings, while authtoken is accepted",
             AUTHTOKEN_BOTH,
-            marks=pytest.mark.pipeline,
         ),
     ],
     ids=["simplejwt", "authtoken"],

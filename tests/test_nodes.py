@@ -190,6 +190,7 @@ class Reporting(Cluster):
         return json.loads(done.stdout)
 
 
+@pytest.mark.pipeline
 @pytest.mark.fault
 def test_each_worker_has_a_row_and_one_that_was_killed_is_gone() -> None:
     with Reporting() as cluster, closing(sqlite3.connect(cluster.folder / "db.sqlite3")) as rows:

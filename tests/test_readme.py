@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import django
+import pytest
 
 from accesspass.cache.backend import OPTIONS
 
@@ -72,6 +73,7 @@ def without_measurements(text: str) -> list[str]:
     return text.splitlines()
 
 
+@pytest.mark.pipeline
 def test_the_output_in_readme_is_what_the_demo_prints() -> None:
     """After a change: ``python example_project/demo.py --exit --readme``."""
     demo = ROOT / "example_project" / "demo.py"

@@ -68,6 +68,7 @@ def test_a_second_project_takes_the_tokens_of_the_first(engine: str) -> None:
             assert (miss.status, miss.body["code"]) == (503, "unavailable")
 
 
+@pytest.mark.pipeline
 def test_a_resource_server_that_cannot_reach_the_cache_asks_and_keeps_the_promise() -> None:
     """Its own LOCATION leads nowhere, so every token is a miss."""
     location = f"redis://127.0.0.1:{free_port()}/0"
@@ -110,6 +111,7 @@ def unknown_to(auth: Cluster) -> str:
         return mint(TokenType.ACCESS, b"unknown session!", int(time.time() + 300)).text
 
 
+@pytest.mark.pipeline
 def test_authlib_introspects_and_revokes_unmodified() -> None:
     with Cluster(workers=1) as auth:
         secret = auth.environment["ACCESSPASS_SERVICE_SECRET"]

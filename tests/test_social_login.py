@@ -53,5 +53,6 @@ def test_another_site_cannot_make_a_browser_fetch_tokens(user: Any) -> None:
     assert not Session.objects.exists()
 
 
+@pytest.mark.pipeline
 def test_it_works_with_allauth() -> None:
     run_suite("social_suite.py", settings="social")

@@ -96,9 +96,8 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
-@pytest.mark.parametrize(
-    "options", [["--parallel=2"], pytest.param([], marks=pytest.mark.pipeline)]
-)
+@pytest.mark.pipeline
+@pytest.mark.parametrize("options", [["--parallel=2"], []])
 def test_under_djangos_runner(project: Project, options: list[str]) -> None:
     command = ["-m", "django", "test", "--pattern=tests*.py", *options]
     output = project.run(*command, DJANGO_SETTINGS_MODULE="shop.settings")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache, default_key_func
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -20,7 +20,7 @@ from accesspass.cache import exceptions
 from accesspass.cache.codec import Codec, Opened, Seal
 from accesspass.cache.engines import database_settings, resolve
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry
-from accesspass.cache.follower import Follower, Mark
+from accesspass.cache.follower import Follower, Mark, Snapshot
 
 __all__ = ["ReplicatedCache"]
 
@@ -261,6 +261,33 @@ class ReplicatedCache(BaseCache):
         return await sync_to_async(self.incr)(key, -delta, version)
 
     # What Django's API has no word for -------------------------------------------------------
+
+    def look(self, key: str, version: int | None = None) -> tuple[Any, Snapshot | None] | None:
+        """Return what ``get`` returns, and a snapshot of it to ask ``still_holds`` for.
+
+        There is no snapshot where ``KEY_FUNCTION`` is the project's own: it may look at more than
+        the key, as at the tenant of a request.
+        """
+        looked = self._follower.look(self._key(key, version))
+        if looked is None:
+            return None
+        held, snapshot = looked
+        try:
+            value = self._codec.decode(held.payload)
+        except ValueError:  # as in get
+            return None
+        return value, snapshot if self.key_func is default_key_func else None
+
+    def still_holds(self, snapshot: Snapshot, until: float = math.inf) -> bool:
+        """Whether ``look`` would return this very snapshot: nothing was written to the key since.
+
+        It is the cheapest question there is, for who keeps what was made of a value. False where
+        the same value was written again, and after a resync.
+
+        Args:
+            until: False from then on, in Unix seconds of the engine's clock, which is ``now``.
+        """
+        return self._follower.still_holds(snapshot, until)
 
     def publish(
         self,

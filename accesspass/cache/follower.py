@@ -25,9 +25,9 @@ from django.db import connections
 from accesspass.cache.codec import MARKER, PAYLOAD, Opened, Seal
 from accesspass.cache.engines.base import Change, Condition, Engine, Entry, Page, Written
 from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
-from accesspass.cache.replica import Held, Replica
+from accesspass.cache.replica import Held, Replica, opened
 
-__all__ = ["Follower", "Mark", "clock"]
+__all__ = ["Follower", "Mark", "Snapshot", "clock"]
 
 logger = logging.getLogger("accesspass.cache")
 
@@ -42,8 +42,10 @@ _EXPIRE_EVERY, _EXPIRE_LIMIT = 1.0, 10_000
 _PURGE_EVERY, _PURGE_AGAIN, _PURGE_LIMIT = 10.0, 0.1, 1_000
 _RESTARTS = 3
 # The thread begins no pull sooner after the one before, in seconds, so that under many writes one
-# pull brings several of them; after a pause it pulls at once.
-_BREATH = 0.002
+# pull brings several of them; after a pause it pulls at once. While news comes within each breath,
+# the next one is twice as long, up to the second number: more pulls than that would only take time
+# from the threads that serve.
+_BREATH, _LONGEST_BREATH = 0.002, 0.01
 
 
 class Mark(NamedTuple):
@@ -56,6 +58,24 @@ class Mark(NamedTuple):
     seq: int
     taken: float
     generation: int
+
+
+class Snapshot(NamedTuple):
+    """What was held for a key; ``found`` is the replica's own object."""
+
+    key: bytes
+    found: bytes
+    expires: float
+    taken: float
+
+    @property
+    def size(self) -> int:
+        """How many bytes are held for the key."""
+        return len(self.found)
+
+
+# Snapshot(*fields), in half of the time.
+_snapshot: Callable[[tuple[object, ...]], Snapshot] = functools.partial(tuple.__new__, Snapshot)
 
 
 class _Ahead(NamedTuple):
@@ -129,6 +149,8 @@ class Follower:
         self._carry: list[tuple[str, Entry]] | None = None
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
+        # The engine answers somebody again, so the thread need not wait any longer to try.
+        self._answered = threading.Event()
 
     def after_fork(self) -> None:
         """In the child: keep the entries, trust nothing, touch nothing of the parent's. No I/O."""
@@ -158,20 +180,42 @@ class Follower:
 
     def get(self, key: bytes) -> Held | None:
         """Return what is held for a key if the replica can vouch for it, else ``None``."""
+        looked = self.look(key)
+        return None if looked is None else looked[0]
+
+    def look(self, key: bytes) -> tuple[Held, Snapshot] | None:
+        """Return the same with what ``still_holds`` asks for."""
         replica = self.current()
         # Freshness first, then the value, and the clock last: a process may be stopped anywhere in
         # between, and another of its threads may pull before this one goes on.
         fresh_at = replica.fresh_at
-        held = replica.get(key)
-        if held is None:
+        found = replica.find(key)
+        if found is None:
             return None
+        held = opened(found)
         _, _, expires, taken, absent, _ = held
         now = clock()
         if absent or expires <= now + (self._offset or 0.0):
             return None
         if now - fresh_at > self.max_staleness and now - taken > self.max_staleness:
             return None
-        return held
+        return held, _snapshot((key, found, expires, taken))
+
+    def still_holds(self, snapshot: Snapshot, until: float) -> bool:
+        """Whether ``look`` would return this very snapshot, and the engine's clock is not at
+        ``until``.
+
+        Nothing is unpacked or copied: whatever replaces an entry is another object.
+        """
+        key, found, expires, taken = snapshot
+        replica = self.current()
+        fresh_at = replica.fresh_at  # in the same order
+        if replica.find(key) is not found:
+            return False
+        now = clock()
+        if min(until, expires) <= now + (self._offset or 0.0):
+            return False
+        return now - fresh_at <= self.max_staleness or now - taken <= self.max_staleness
 
     def current(self) -> Replica:
         """Return the replica, brought up to date as far as the caller may wait for it."""
@@ -256,11 +300,13 @@ class Follower:
             with self._lock:
                 self._carry = None
         self._vouch(replica, sent)
-        if self._retry_after != _RETRY_FIRST:
+        failed = self._retry_after != _RETRY_FIRST
+        self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
+        if failed:
+            self._answered.set()
             self._counters["reconnects"] += 1
             extra = {"event": "cache.reconnected", "engine": self.engine.name}
             logger.info("cache.reconnected: %s", self.engine.name, extra=extra)
-        self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
 
     def _catch_up(self) -> tuple[Replica, float]:
         """Apply pages up to the head, to a new replica if the old one's history is over.
@@ -432,7 +478,9 @@ class Follower:
             self._count("writes_uncertain" if uncertain else "writes_unavailable")
             raise
         self._count("writes_done" if written.done else "writes_refused")
-        self._retry_at = 0.0  # the engine answers
+        if self._retry_at:
+            self._retry_at = 0.0
+            self._answered.set()
         if written.done:
             first = written.seq - len(changes) + 1
             entries = [
@@ -640,13 +688,17 @@ class Follower:
             # Under gevent a fork copies this thread, and the child starts one of its own.
             return self._stopping or pid != os.getpid()
 
+        breath = _BREATH
         while not is_over():
             failure: Exception | None = None
             try:
                 began = time.monotonic()
                 self.pull()
                 self.engine.wait(self._heartbeat)
-                time.sleep(max(0.0, began + _BREATH - time.monotonic()))
+                rest = began + breath - time.monotonic()
+                if rest > 0:
+                    time.sleep(rest)
+                breath = min(2 * breath, _LONGEST_BREATH) if rest > 0 else _BREATH
             except Exception as error:  # noqa: BLE001 - the thread must not end with it
                 failure = error
             if failure is not None and not is_over():
@@ -654,7 +706,8 @@ class Follower:
                     extra = {"event": "cache.follower_error", "engine": self.engine.name}
                     logger.error("cache.follower_error", exc_info=failure, extra=extra)
                 self._failed(failure)
-                time.sleep(max(0.0, self._retry_at - clock()))
+                self._answered.clear()
+                self._answered.wait(max(0.0, self._retry_at - clock()))
 
     @property
     def stopped(self) -> bool:
@@ -664,6 +717,7 @@ class Follower:
     def stop(self) -> None:
         """End the thread and give back what the engine holds open."""
         self._stopping = True
+        self._answered.set()
         self.engine.close()  # wakes the thread
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(self.engine.deadline)

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-__all__ = ["Held", "Replica"]
+__all__ = ["Held", "Replica", "opened"]
 
 _SHARDS = 256
 # seq, revision, expires, taken, flags
@@ -52,6 +52,12 @@ class Held(NamedTuple):
 
 # Held(*fields), in half of the time.
 _held: Callable[[tuple[object, ...]], Held] = functools.partial(tuple.__new__, Held)
+
+
+def opened(found: bytes) -> Held:
+    """Return what the object says that stands for a key."""
+    seq, revision, expires, taken, flags = _unpack_from(found)
+    return _held((seq, revision, expires, taken, flags & _ABSENT != 0, found[_SIZE:]))
 
 
 class Replica:
@@ -102,13 +108,14 @@ class Replica:
 
     # Reading ---------------------------------------------------------------------------------
 
+    def find(self, key: bytes) -> bytes | None:
+        """Return the object that stands for a key here until another version replaces it."""
+        return self._shards[hash(key) % _SHARDS].get(key)
+
     def get(self, key: bytes) -> Held | None:
         """Return what is held for a key, dead or alive."""
-        held = self._shards[hash(key) % _SHARDS].get(key)
-        if held is None:
-            return None
-        seq, revision, expires, taken, flags = _unpack_from(held)
-        return _held((seq, revision, expires, taken, flags & _ABSENT != 0, held[_SIZE:]))
+        found = self.find(key)
+        return None if found is None else opened(found)
 
     @property
     def total(self) -> int:

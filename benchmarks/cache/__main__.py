@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.cache.measure import Effort, measure
 from benchmarks.cache.places import PLACES
-from benchmarks.cache.report import facts, put_between_markers, rst, tables
-from benchmarks.report import markdown
+from benchmarks.cache.report import facts, tables
+from benchmarks.report import markdown, put_between_markers, rst
 
 QUICK = Effort(seconds=3.0, rounds=1, entries=100_000)
 FULL = Effort(seconds=4.0, rounds=2, entries=1_000_000)

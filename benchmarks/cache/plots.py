@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
 from matplotlib import pyplot as plt
 
-__all__ = ["COLORS", "draw", "plt", "save_plots"]
+from benchmarks.plots import write
+
+__all__ = ["COLORS", "draw"]
 
 COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "accesspass",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.axisbelow": True,
-}
 
 
 def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write ``cache-*.svg`` into a folder and return their paths."""
     plots = {"writes": _writes, "lag": _lag, "size": _size}
-    return save_plots(
-        {f"cache-{name}": partial(plot, measured) for name, plot in plots.items()}, folder
+    return write(
+        {folder / f"cache-{name}.svg": partial(plot, measured) for name, plot in plots.items()}
     )
-
-
-def save_plots(plots: Mapping[str, Callable[[], Any]], folder: Path) -> list[Path]:
-    """Draw figures in one style, each under its name in a folder. Returns their paths."""
-    drawn = []
-    with plt.rc_context(_STYLE):
-        for name, plot in plots.items():
-            figure = plot()
-            path = folder / f"{name}.svg"
-            figure.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
-            plt.close(figure)
-            # matplotlib leaves blanks at the ends of lines.
-            lines = path.read_text(encoding="utf-8").splitlines()
-            path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
-            drawn.append(path)
-    return drawn
 
 
 def _bars(axes: Any, values: Mapping[str, float], form: str) -> None:

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sqlite3
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks import report
 from benchmarks.cache.places import fsync_seconds
-from tests import servers
+from benchmarks.report import Table
 
-__all__ = ["Table", "facts", "put_between_markers", "rst", "tables"]
+__all__ = ["facts", "tables"]
 
 _PACKAGES = ("Django", "msgpack", "psycopg", "redis", "django-accesspass")
 _NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 
 
-class Table(NamedTuple):
-    """Rows with the same keys; the first column is text."""
-
-    title: str
-    rows: list[dict[str, str]]
-
-
 def facts() -> dict[str, str]:
     """What the numbers depend on."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    found = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{memory:.0f} GiB",
-        "machine": f"{platform.system()} {platform.machine()}",
-        "fdatasync of 8 KiB": _ms(fsync_seconds()),
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": _said([servers.postgresql_binaries() / "postgres", "--version"])[2],
-        "Valkey": _said([servers.valkey_binary(), "--version"])[2].removeprefix("v="),
-    }
-    found.update({package: version(package) for package in _PACKAGES})
-    return found
-
-
-def _said(command: Sequence[str | Path]) -> list[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return {"fdatasync of 8 KiB": _ms(fsync_seconds()), **report.facts(_PACKAGES)}
 
 
 def tables(measured: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -254,26 +224,3 @@ _GOALS = (
     ),
     _Goal("written → applied elsewhere, p99", "valkey", 0.003, lambda f: f["lag"]["p99"], _ms),
 )
-
-
-def rst(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return rows as a list-table of reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for cells in [list(rows[0]), *(list(row.values()) for row in rows)]:
-        for place, cell in enumerate(cells):
-            lines.append(f"   {'*' if place == 0 else ' '} - {cell}".rstrip())
-    return "\n".join(lines)
-
-
-def put_between_markers(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the two comments ``NAME begins`` and ``NAME ends`` of a page.
-
-    Raises:
-        ValueError: the page does not have these two comments.
-    """
-    begin, end = f".. {name} begins\n", f".. {name} ends\n"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, found_too, after = rest.partition(end)
-    if not (found and found_too):
-        raise ValueError(f"{page.name} has no comments for {name}")
-    page.write_text(f"{before}{begin}\n{text.strip()}\n\n{end}{after}", encoding="utf-8")

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cache.report import facts, put_between_markers, rst
-from benchmarks.report import markdown
+from benchmarks.cache.report import facts
+from benchmarks.report import markdown, put_between_markers, rst
 from benchmarks.scale import check, costs
 from benchmarks.scale.plan import PROCESSES, SESSIONS, alternatives, grid, misses
 from benchmarks.scale.report import tables

@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cache.plots import COLORS, plt, save_plots
+from matplotlib import pyplot as plt
+
+from benchmarks.cache.plots import COLORS
+from benchmarks.plots import write
 from benchmarks.scale.parameters import NAMES, assumed
 from benchmarks.scale.plan import Cell
 
@@ -19,8 +22,8 @@ _DASHES = ("-", "--", ":", "-.")
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Write ``scale-*.svg`` into a folder and return their paths."""
     plots = {"server": _server, "lag": _lag, "memory": _memory}
-    return save_plots(
-        {f"scale-{name}": partial(plot, cells) for name, plot in plots.items()}, folder
+    return write(
+        {folder / f"scale-{name}.svg": partial(plot, cells) for name, plot in plots.items()}
     )
 
 

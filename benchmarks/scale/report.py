@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.cache.report import Table
+from benchmarks.report import Table
 from benchmarks.scale.check import breaths, compare
 from benchmarks.scale.parameters import ASSUMED, NAMES, assumed, engine
 from benchmarks.scale.plan import Cell

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,8 +23,8 @@ from accesspass.cache.codec import Seal
 from accesspass.cache.engines.base import Change, Page
 from accesspass.cache.engines.memory import MemoryEngine
 from accesspass.cache.exceptions import EngineUnavailable
-from accesspass.cache.follower import Follower
-from accesspass.cache.replica import Held, Replica
+from accesspass.cache.follower import Follower, Snapshot
+from accesspass.cache.replica import Replica
 from tests.cache.conftest import eventually
 
 KEY = b"key"
@@ -76,8 +78,9 @@ def make_follower(name: str) -> Iterator[MakeFollower]:
     assert not threads_called("accesspass-follower")
 
 
-def put(follower: Follower, value: bytes, key: bytes = KEY) -> None:
-    follower.write([follower.seal_change(key, value, None, 0, marker=False)])
+def put(follower: Follower, value: bytes, key: bytes = KEY, timeout: float | None = None) -> None:
+    expires = follower.expiry(timeout)
+    follower.write([follower.seal_change(key, value, expires, 0, marker=False)])
 
 
 def got(follower: Follower, key: bytes = KEY) -> bytes | None:
@@ -116,42 +119,94 @@ def down(follower: Follower, seconds: float = 0.0) -> Iterator[mock.Mock]:
 # A hit was true at most MAX_STALENESS ago ----------------------------------------------------
 
 
+def snapshot_of(follower: Follower, payload: bytes = b"old") -> Snapshot:
+    looked = follower.look(KEY)
+    assert looked is not None
+    held, snapshot = looked
+    assert held.payload == payload
+    return snapshot
+
+
+def by_get(follower: Follower) -> Callable[[], object]:
+    return lambda: got(follower)
+
+
+def by_snapshot(follower: Follower) -> Callable[[], object]:
+    snapshot = snapshot_of(follower)
+    return lambda: follower.still_holds(snapshot, math.inf) or None
+
+
+Ask = Callable[[Follower], Callable[[], object]]
+either_way = pytest.mark.parametrize("ask", [by_get, by_snapshot])
+
+
+@either_way
 def test_a_process_stopped_after_it_took_the_value_does_not_serve_it(
-    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
     follower = make_follower()
     put(follower, b"old")
-    assert got(follower) == b"old"
-    real_get, real_clock = Replica.get, follower_module.clock
+    asked = ask(follower)
+    assert asked()
+    real_find, real_clock = Replica.find, follower_module.clock
 
-    def stopped(replica: Replica, key: bytes) -> Held | None:
-        held = real_get(replica, key)
+    def stopped(replica: Replica, key: bytes) -> bytes | None:
+        found = real_find(replica, key)
         monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
-        return held
+        return found
 
-    monkeypatch.setattr(Replica, "get", stopped)
-    assert got(follower) is None
+    monkeypatch.setattr(Replica, "find", stopped)
+    assert asked() is None
 
 
+@either_way
 def test_nor_if_another_thread_pulls_before_it_goes_on(
-    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
     follower, other = make_follower(), make_follower()
     put(follower, b"old")
-    assert got(follower) == b"old"
-    real_get, real_clock = Replica.get, follower_module.clock
+    asked = ask(follower)
+    assert asked()
+    real_find, real_clock = Replica.find, follower_module.clock
 
-    def stopped(replica: Replica, key: bytes) -> Held | None:
-        held = real_get(replica, key)
-        monkeypatch.setattr(Replica, "get", real_get)
+    def stopped(replica: Replica, key: bytes) -> bytes | None:
+        found = real_find(replica, key)
+        monkeypatch.setattr(Replica, "find", real_find)
         monkeypatch.setattr(follower_module, "clock", lambda: real_clock() + 6)
         put(other, b"new")
         follower.pull()
-        return held
+        return found
 
-    monkeypatch.setattr(Replica, "get", stopped)
-    assert got(follower) is None
+    monkeypatch.setattr(Replica, "find", stopped)
+    assert asked() is None
     assert got(follower) == b"new"
+
+
+def test_a_snapshot_holds_until_anything_is_written_to_its_key(
+    make_follower: MakeFollower,
+) -> None:
+    follower, other = make_follower(), make_follower()
+    for change in (b"other", b"old"):
+        put(follower, b"old")
+        snapshot = snapshot_of(follower)
+        assert follower.still_holds(snapshot, follower.now() + 1)
+        assert not follower.still_holds(snapshot, follower.now())
+        put(other, change)
+        follower.pull()
+        assert not follower.still_holds(snapshot, math.inf)
+    put(follower, b"old")
+    snapshot = snapshot_of(follower)
+    follower.forget(KEY)
+    assert not follower.still_holds(snapshot, math.inf)
+
+
+def test_a_snapshot_holds_no_longer_than_its_entry(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    put(follower, b"old", timeout=0.2)
+    snapshot = snapshot_of(follower)
+    assert follower.still_holds(snapshot, math.inf)
+    time.sleep(0.25)
+    assert not follower.still_holds(snapshot, math.inf)
 
 
 def test_freshness_is_when_the_page_was_asked_for_not_when_it_came(
@@ -516,6 +571,51 @@ def test_only_a_read_starts_the_thread(make_follower: MakeFollower) -> None:
     assert len(threads_called("accesspass-follower")) == 1
     assert got(follower) == b"value"
     assert len(threads_called("accesspass-follower")) == 1
+
+
+def test_a_thread_that_waits_to_try_again_is_told_that_the_engine_answers_somebody(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "_RETRY_FIRST", 600.0)
+    monkeypatch.setattr(follower_module, "_RETRY_LAST", 600.0)
+    follower = make_follower(PushingEngine)
+    engine: Any = follower.engine
+    put(follower, b"old")
+    assert got(follower) == b"old"
+    assert eventually(lambda: engine.waits > 0)
+    with down(follower):
+        assert eventually(lambda: follower.status()["counters"]["failures"] > 0)
+    put(follower, b"new")
+    before = engine.waits
+    assert eventually(lambda: engine.waits > before)
+
+
+def test_pulls_become_fewer_while_news_has_no_end_and_after_a_pause_one_comes_at_once(
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(PushingEngine)
+    now, slept = 100.0, []
+    waits = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0])
+
+    def wait(timeout: float) -> None:
+        nonlocal now
+        waited = next(waits, None)
+        if waited is None:
+            follower._stopping = True
+        else:
+            now += waited
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(round(seconds, 4))
+
+    faked = {**vars(time), "monotonic": lambda: now, "sleep": sleep}
+    monkeypatch.setattr(follower_module, "time", types.SimpleNamespace(**faked))
+    monkeypatch.setattr(follower.engine, "wait", wait)
+    follower._follow()
+    monkeypatch.undo()
+    assert slept[:7] == [0.002, 0.004, 0.008, 0.01, 0.01, 0.002, 0.004]
 
 
 def test_an_engine_that_is_read_in_microseconds_has_no_thread(make_follower: MakeFollower) -> None:

@@ -115,7 +115,8 @@ class Store:
                 self.server.execute("CLIENT", "KILL", "TYPE", kind)
 
 
-STORES = ("sqlite", "postgresql", "valkey")
+# Two kinds of engine in every run, all three in the pipeline.
+STORES = ["sqlite", "postgresql", pytest.param("valkey", marks=pytest.mark.pipeline)]
 # The faults of servers are one engine's in every run, and both engines' in the pipeline.
 WITH_SERVERS = ["postgresql", pytest.param("valkey", marks=pytest.mark.pipeline)]
 

@@ -48,12 +48,29 @@ MUTANTS = [
         "A read looks at the clock before it takes the value.",
         f"{CACHE}/follower.py",
         {
-            "        held = replica.get(key)\n        if held is None:\n": "        now = clock()\n"
-            "        held = replica.get(key)\n        if held is None:\n",
+            "        found = replica.find(key)\n": "        now = clock()\n"
+            "        found = replica.find(key)\n",
             "        _, _, expires, taken, absent, _ = held\n        now = clock()\n": ""
             "        _, _, expires, taken, absent, _ = held\n",
         },
-        f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it",
+        f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it[by_get]",
+    ),
+    Mutant(
+        "snapshot-for-ever",
+        "What was made of an entry is good although another one has replaced it.",
+        f"{CACHE}/follower.py",
+        {"        if replica.find(key) is not found:\n            return False\n": ""},
+        f"{FOLLOWER}a_snapshot_holds_until_anything_is_written_to_its_key",
+    ),
+    Mutant(
+        "stale-snapshot",
+        "A replica that cannot vouch for itself says that a snapshot still holds.",
+        f"{CACHE}/follower.py",
+        {
+            "return now - fresh_at <= self.max_staleness or now - taken <= "
+            "self.max_staleness": "return True"
+        },
+        f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it[by_snapshot]",
     ),
     Mutant(
         "stale-hits",

@@ -178,4 +178,11 @@ MUTANTS = [
         {"math.ceil(cache.now() + conf": "math.ceil(time.time() + conf"},
         "tests/races/test_clocks.py::test_a_wrong_clock_changes_no_expiry[sqlite--3600.0]",
     ),
+    Mutant(
+        "entry-for-token",
+        "What was made of a token is good for as long as its entry, which may outlive it.",
+        "accesspass/recent.py",
+        {"until: float = session.access_expires_at\n": 'until = float("inf")\n'},
+        "tests/test_recent.py::test_a_remembered_token_expires_before_its_entry",
+    ),
 ]

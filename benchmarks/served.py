@@ -1,0 +1,7 @@
+"""The project as servers load it: ``benchmarks.served:wsgi`` and ``benchmarks.served:asgi``."""
+
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+
+wsgi = get_wsgi_application()
+asgi = get_asgi_application()
