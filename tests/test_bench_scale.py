@@ -100,7 +100,7 @@ def test_without_hints_the_heartbeat_bounds_the_lag() -> None:
 
 
 def test_pulls_are_limited_by_the_breath() -> None:
-    found = simulate(Setup(FREE, 4, rate=5000, seconds=1, seed=SEED, breath=0.004))
+    found = simulate(Setup(FREE, 4, rate=5000, seconds=1, seed=SEED, breath=0.004, longest=0.004))
     assert found.pulls == pytest.approx(250, rel=0.02), SEED
 
 

@@ -111,7 +111,7 @@ def breaths(found: Mapping[str, Any]) -> list[dict[str, str]]:
                 live["writes_per_second"],
                 _SECONDS,
                 breath=0.002,
-                longest=0.0 if breath == 0.002 else breath,
+                longest=breath,
                 polls=not told,
                 regular=True,
             )

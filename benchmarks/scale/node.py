@@ -59,7 +59,7 @@ class CountingNode(Node):
         if not told:
             self._follower.engine.wait = lambda timeout: None
         if breath is not None:
-            follower._BREATH = breath
+            follower._BREATH = follower._LONGEST_BREATH = breath
         self._cache.get(key_of(0))
         before = self._spent()
         time.sleep(seconds)

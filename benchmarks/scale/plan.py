@@ -156,10 +156,10 @@ def alternatives(
 
     return [
         said("as it is"),
-        said("the breath grows to 10 ms", longest=0.010),
-        said("it grows, and nobody is told", longest=0.010, polls=True),
+        said("the breath stays at 2 ms", longest=0.002),
+        said("it grows to 10 ms, and nobody is told", polls=True),
         said("the same, but to 50 ms", longest=0.050, polls=True),
         said("one follower on each host", count=hosts, per_host=1),
-        said("that, to 10 ms, not told", count=hosts, per_host=1, longest=0.010, polls=True),
+        said("that, not told", count=hosts, per_host=1, polls=True),
         said("four logs, by user (each of them)", sessions // 4),
     ]

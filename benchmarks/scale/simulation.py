@@ -68,7 +68,7 @@ class Setup(NamedTuple):
     seconds: float
     seed: int = 0
     breath: float = 0.002
-    longest: float = 0.0
+    longest: float = 0.010
     polls: bool = False
     heartbeat: float = 0.5
     network: float = 0.0
@@ -265,9 +265,9 @@ class _Process:
         return self.all.setup.polls and self._breath > self.all.setup.breath
 
     def _pull_later(self, *, early: bool) -> None:
-        """Pull when the breath is over. The next one is longer if news came ``early``, before."""
+        """Pull when the breath is over. The next one is longer if news came before."""
         setup, pause = self.all.setup, self._began + self._breath - self.all.events.now
-        if early or pause > 0:
+        if pause > 0 or (early and setup.polls):
             self._breath = max(self._breath, min(setup.longest, self._breath * 2))
         else:
             self._breath = setup.breath
