@@ -8,6 +8,7 @@
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks, some eight minutes; ARGS=--quick, ARGS=--docs
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
+#   make bench-scale     a simulation of many processes, checked by real ones; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
 #   make bench-enumeration  whether time tells which accounts exist; ARGS=--quick
 #   make screenshots     the pictures of the page and the admin in the docs (needs a Chromium)
@@ -27,7 +28,8 @@ PY := $(BIN)/python
 # model can change runs under the last one alone, whose closing line is the last line of the output.
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/abuse tests/faults tests/races tests/test_audit.py tests/test_axes.py \
-    tests/test_background.py tests/test_bench_enumeration.py tests/test_canary.py \
+    tests/test_background.py tests/test_bench_enumeration.py \
+    tests/test_bench_scale.py tests/test_canary.py \
     tests/test_channels.py tests/test_cluster.py tests/test_conf.py tests/test_cookies.py \
     tests/test_demo.py tests/test_demo_cluster.py tests/test_deployments.py \
     tests/test_doctor.py tests/test_documents.py \
@@ -46,7 +48,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
-    bench-enumeration bench-sessions demo-cluster demo-hosts screenshots release clean modern
+    bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts screenshots release \
+    clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -104,6 +107,9 @@ bench: $(VENV)/.has-bench
 
 bench-cache: $(VENV)/.has-bench
 	@$(PY) -m benchmarks.cache $(ARGS)
+
+bench-scale: $(VENV)/.has-bench
+	@$(PY) -m benchmarks.scale $(ARGS)
 
 bench-sessions: $(VENV)/.has-bench
 	@$(PY) -m benchmarks.sessions $(ARGS)

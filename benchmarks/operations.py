@@ -30,7 +30,7 @@ class CountingProxy(servers.Proxy):
         self._speaking: dict[Any, str] = {}
         super().__init__(target)
 
-    def _passes(self, link: Any, way: str) -> None:
+    def _passes(self, link: Any, way: str, size: int) -> None:
         if way == "to_server" and self._speaking.get(link) != way:
             self.round_trips += 1
         self._speaking[link] = way

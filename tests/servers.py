@@ -857,7 +857,7 @@ class Proxy:
             link.server.close()
             self._links.discard(link)
 
-    def _passes(self, link: _Link, way: str) -> None:
+    def _passes(self, link: _Link, way: str, size: int) -> None:
         """Called before a piece of data goes on; for subclasses that count."""
 
     def _pump(self, link: _Link, source: socket.socket, sink: socket.socket, way: str) -> None:
@@ -870,7 +870,7 @@ class Proxy:
                     self._changed.wait_for(lambda: link.closed or not self._held[way])
                 if link.closed or not data:
                     break
-                self._passes(link, way)
+                self._passes(link, way, len(data))
                 sink.sendall(data)
         with self._changed:
             if not link.closed:

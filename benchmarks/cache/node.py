@@ -23,7 +23,7 @@ from django.conf import settings
 from accesspass.cache import ReplicatedCache
 from accesspass.cache.replica import Replica
 
-__all__ = ["key_of", "value_of"]
+__all__ = ["Node", "key_of", "main", "value_of"]
 
 _numbers = itertools.count(1)
 _BATCH = 5_000
@@ -258,10 +258,10 @@ def _resident() -> int:
     raise RuntimeError("no VmRSS")
 
 
-def main() -> None:
+def main(kind: type[Node] = Node) -> None:
     """Serve until stdin ends."""
     settings.configure(SECRET_KEY="benchmarks", SECRET_KEY_FALLBACKS=[], USE_TZ=True)
-    node = Node(sys.argv[1])
+    node = kind(sys.argv[1])
     for line in iter(sys.stdin.readline, ""):
         asked = json.loads(line)
         answer = getattr(node, asked.pop("do"))(**asked)

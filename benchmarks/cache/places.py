@@ -24,9 +24,9 @@ _PATIENCE = 600.0
 class Process:
     """A node of a log; ``ask`` waits for its answer, ``send`` and ``receive`` do not."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, module: str = "benchmarks.cache.node") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cache.node", location],
+            [sys.executable, "-m", module, location],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 
 from benchmarks.plots import write
 
-__all__ = ["draw"]
+__all__ = ["COLORS", "draw"]
 
-_COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
+COLORS = {"memory": "#7f7f7f", "sqlite": "#2a78b5", "postgresql": "#d9731a", "valkey": "#2e9f4f"}
 
 
 def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -26,7 +26,7 @@ def draw(measured: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _bars(axes: Any, values: Mapping[str, float], form: str) -> None:
     names = list(values)
-    bars = axes.barh(names, list(values.values()), color=[_COLORS[name] for name in names])
+    bars = axes.barh(names, list(values.values()), color=[COLORS[name] for name in names])
     axes.bar_label(bars, labels=[form.format(value) for value in values.values()], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.2)
@@ -52,7 +52,7 @@ def _lag(measured: Mapping[str, Mapping[str, Any]]) -> Any:
             continue
         curve = [max(1e-3, seconds * 1000) for seconds in one["lag"]["curve"]]
         shares = [100 * place / (len(curve) - 1) for place in range(len(curve))]
-        axes.plot(curve, shares, label=name, color=_COLORS[name])
+        axes.plot(curve, shares, label=name, color=COLORS[name])
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("milliseconds from the acknowledgement to the other process's replica")
