@@ -694,11 +694,12 @@ class Follower:
             try:
                 began = time.monotonic()
                 self.pull()
+                pulled = time.monotonic()
                 self.engine.wait(self._heartbeat)
-                rest = began + breath - time.monotonic()
-                if rest > 0:
-                    time.sleep(rest)
-                breath = min(2 * breath, _LONGEST_BREATH) if rest > 0 else _BREATH
+                now = time.monotonic()
+                if now < began + breath:
+                    time.sleep(began + breath - now)
+                breath = min(2 * breath, _LONGEST_BREATH) if now < pulled + breath else _BREATH
             except Exception as error:  # noqa: BLE001 - the thread must not end with it
                 failure = error
             if failure is not None and not is_over():

@@ -235,7 +235,7 @@ class _Process:
     def __init__(self, all_: _Simulation, number: int) -> None:
         self.all, self.watched = all_, number < _WATCHED
         self.applied = self._seen = self._turn = 0
-        self._began = 0.0
+        self._began = self._ended = 0.0
         self._breath = all_.setup.breath
         self._waits = self._told = self._telling = False
 
@@ -259,15 +259,16 @@ class _Process:
         self._told = True
         if self._waits:
             self._waits = False
-            self._pull_later(early=False)
+            self._pull_later()
 
     def _polls(self) -> bool:
         return self.all.setup.polls and self._breath > self.all.setup.breath
 
-    def _pull_later(self, *, early: bool) -> None:
-        """Pull when the breath is over. The next one is longer if news came before."""
-        setup, pause = self.all.setup, self._began + self._breath - self.all.events.now
-        if pause > 0 or (early and setup.polls):
+    def _pull_later(self) -> None:
+        """Pull when the breath is over. The next one is longer if news came within it."""
+        setup, now = self.all.setup, self.all.events.now
+        pause = self._began + self._breath - now
+        if now < self._ended + self._breath:
             self._breath = max(self._breath, min(setup.longest, self._breath * 2))
         else:
             self._breath = setup.breath
@@ -311,12 +312,12 @@ class _Process:
         self.all.rows += len(new)
         if self.watched:
             self.all.lags.extend(now - committed for committed in new)
-        self.applied = self._seen
+        self.applied, self._ended = self._seen, now
         if self._polls() and not new:
             self._breath = self.all.setup.breath
             self.pull()  # once more after it listens again
         elif self._told or self._polls():
-            self._pull_later(early=True)
+            self._pull_later()
         else:
             self._waits = True
             turn = self._turn

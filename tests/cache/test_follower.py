@@ -590,12 +590,23 @@ def test_a_thread_that_waits_to_try_again_is_told_that_the_engine_answers_somebo
     assert eventually(lambda: engine.waits > before)
 
 
+@pytest.mark.parametrize(
+    ("pull", "pauses"),
+    [(0.0, [0.002, 0.004, 0.008, 0.01, 0.01, 0.002]), (0.005, [0.003, 0.005, 0.005, 0.003])],
+    ids=["quick", "slow"],
+)
 def test_pulls_become_fewer_while_news_has_no_end_and_after_a_pause_one_comes_at_once(
-    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
+    make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch, pull: float, pauses: list[float]
 ) -> None:
     follower = make_follower(PushingEngine)
     now, slept = 100.0, []
-    waits = iter([0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.0])
+    waits = iter([0.0] * 5 + [0.05] + [0.0] * (1 if pull == 0 else 3))
+    real_pull = follower.pull
+
+    def pulled() -> None:
+        nonlocal now
+        now += pull
+        real_pull()
 
     def wait(timeout: float) -> None:
         nonlocal now
@@ -613,9 +624,10 @@ def test_pulls_become_fewer_while_news_has_no_end_and_after_a_pause_one_comes_at
     faked = {**vars(time), "monotonic": lambda: now, "sleep": sleep}
     monkeypatch.setattr(follower_module, "time", types.SimpleNamespace(**faked))
     monkeypatch.setattr(follower.engine, "wait", wait)
+    monkeypatch.setattr(follower, "pull", pulled)
     follower._follow()
     monkeypatch.undo()
-    assert slept[:7] == [0.002, 0.004, 0.008, 0.01, 0.01, 0.002, 0.004]
+    assert slept[: len(pauses)] == pauses
 
 
 def test_an_engine_that_is_read_in_microseconds_has_no_thread(make_follower: MakeFollower) -> None:
