@@ -7,6 +7,7 @@
 #   make messages        the translations: extracted, merged, compiled (no gettext needed)
 #   make mutants         breaks the code on purpose, to see tests fail; ARGS=NAME for one
 #   make bench           the benchmarks, some eight minutes; ARGS=--quick, ARGS=--docs
+#   make profile         where an authorised request's time goes, by py-spy; ARGS=--docs
 #   make bench-cache     those of the cache, some ten minutes; ARGS=--quick
 #   make bench-scale     a simulation of many processes, checked by real ones; ARGS=--quick
 #   make bench-sessions  those of sessions, beside the peers; ARGS=--quick
@@ -48,8 +49,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
-    bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts screenshots release \
-    clean modern
+    bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts profile screenshots \
+    release clean modern
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.has-demo
@@ -104,6 +105,9 @@ docs: modern
 
 bench: $(VENV)/.has-bench
 	@$(PY) -m benchmarks $(ARGS)
+
+profile: $(VENV)/.has-bench
+	@$(PY) -m benchmarks.profile $(ARGS)
 
 bench-cache: $(VENV)/.has-bench
 	@$(PY) -m benchmarks.cache $(ARGS)
