@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "forget_all", "remember"]
 
-# Of each half. What is in neither costs a few microseconds more.
+# Of each half. What is in neither costs some microseconds more.
 _LIMIT = 2_000
+# Of those that were found good once: many are not seen a second time by this process.
+_ONCE = 10_000
 # Nothing is kept of larger entries, in bytes, since clients have a say in what is in them.
 _LARGEST = 1_000
 # Nobody hashes more of what a client sends; no token is so long.
@@ -60,6 +62,7 @@ class _Known(NamedTuple):
 # What was asked for lately, and what was before that: when the one is full, it becomes the other.
 _young: dict[bytes, _Known] = {}
 _old: dict[bytes, _Known] = {}
+_once: set[bytes] = set()
 
 
 def find(access_token: object) -> tuple[Any, SessionRecord] | None:
@@ -89,12 +92,19 @@ def find(access_token: object) -> tuple[Any, SessionRecord] | None:
 def remember(
     cache: RecordCache, snapshot: Any, token: Token, user: AbstractBaseUser, session: SessionRecord
 ) -> None:
-    """Keep what was just made of a token, if copies of it are as good as what is made anew.
+    """Keep what was just made of a token, the second time, for those that come.
+
+    It is kept if copies of it are as good as what is made anew.
 
     Args:
         snapshot: of the record it was made from, None if the cache has no such thing.
         user, session: nobody else has seen them yet.
     """
+    if token.digest not in _once:
+        if len(_once) >= _ONCE:
+            _once.clear()
+        _once.add(token.digest)
+        return
     model, attributes = type(user), dict(vars(user))
     state = attributes.pop("_state")
     recorded = attributes.pop("_accesspass_recorded", None)
@@ -158,8 +168,8 @@ def _is_flat(value: Any) -> bool:
 
 def forget_all(**_kwargs: Any) -> None:
     """Begin anew, as after a change of settings."""
-    _young.clear()
-    _old.clear()
+    for memory in (_young, _old, _once):
+        memory.clear()
 
 
 setting_changed.connect(forget_all, dispatch_uid="accesspass.recent")

@@ -27,16 +27,37 @@ def kept() -> dict[bytes, Any]:
     return {**recent._old, **recent._young}
 
 
+def use(token: str) -> None:
+    """Authenticate as often as it takes to be remembered, if it can be."""
+    for _ in range(2):
+        sessions.authenticate(token)
+
+
 def session_parts(record: Any) -> list[Any]:
     return [getattr(record, name) for name in record.__slots__]
 
 
 @pytest.fixture
 def pair(user: Any) -> sessions.TokenPair:
-    """A session whose token was found good once."""
+    """A session whose token is remembered."""
     started = sessions.start(user, claims={"role": "editor"})
-    sessions.authenticate(started.access_token)
+    use(started.access_token)
     return started
+
+
+def test_a_token_is_kept_when_it_comes_a_second_time(
+    user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "_ONCE", 3)
+    token = sessions.start(user).access_token
+    for _ in range(5):
+        sessions.authenticate(sessions.start(user).access_token)
+        assert kept() == {}
+        assert len(recent._once) <= 3
+    sessions.authenticate(token)
+    assert recent.find(token) is None
+    sessions.authenticate(token)
+    assert recent.find(token) is not None
 
 
 def test_a_token_that_was_found_good_is_not_parsed_again(
@@ -76,7 +97,7 @@ def test_each_request_has_a_user_and_a_session_of_its_own(
         accounts.update(user, meta=nested)
     claims = nested if where == "claims" else {}
     token = sessions.start(user, claims=claims).access_token
-    for _ in range(3):
+    for _ in range(4):
         found, record = sessions.authenticate(token)
         assert found.get_username() == user.get_username()
         assert found.is_active
@@ -114,7 +135,7 @@ def test_a_change_of_the_user_is_seen_by_the_next_request(
     assert not sessions.authenticate(pair.access_token)[0].is_staff
     user.is_staff = True
     user.save()
-    for _ in range(2):
+    for _ in range(3):
         with queries(0):
             assert sessions.authenticate(pair.access_token)[0].is_staff
 
@@ -136,7 +157,7 @@ def test_a_remembered_token_expires_before_its_entry(user: Any) -> None:
 
 def test_a_remembered_session_ends(user: Any) -> None:
     token = sessions.start(user, lifetime=1).access_token
-    sessions.authenticate(token)
+    use(token)
     assert recent.find(token) is not None
     time.sleep(1.05)
     assert recent.find(token) is None
@@ -157,7 +178,7 @@ def test_the_router_is_asked_for_each_request(user: Any) -> None:
     aliases = ["default"]
     with override_settings(DATABASE_ROUTERS=[Router()]):
         token = sessions.start(user).access_token
-        sessions.authenticate(token)
+        use(token)
         aliases.append("another")
         assert sessions.authenticate(token)[0]._state.db == "another"
 
@@ -165,7 +186,7 @@ def test_the_router_is_asked_for_each_request(user: Any) -> None:
 def test_a_user_who_is_loaded_is_loaded_each_time(user: Any) -> None:
     with options(USER_FROM_RECORD=False):
         token = sessions.start(user).access_token
-        for _ in range(3):
+        for _ in range(4):
             with queries(1):
                 sessions.authenticate(token)
 
@@ -180,7 +201,7 @@ def test_a_token_is_not_remembered_where_the_key_may_depend_on_more(user: Any) -
     alias = {**settings.CACHES["accesspass"], "KEY_FUNCTION": make_key}
     with override_settings(CACHES={**settings.CACHES, "accesspass": alias}):
         token = sessions.start(user).access_token
-        for _ in range(2):
+        for _ in range(3):
             with queries(0):
                 sessions.authenticate(token)
         tenant.append("b")
@@ -194,7 +215,7 @@ def test_what_is_odd_or_large_is_read_each_time(
 ) -> None:
     monkeypatch.setattr(Hooks, "claims", lambda *_: claims)
     token = sessions.start(user).access_token
-    for _ in range(3):
+    for _ in range(4):
         assert sessions.authenticate(token)[1].claims == claims
     assert recent.find(token) is None
 
@@ -223,7 +244,7 @@ def test_what_a_project_does_when_a_user_is_made_is_done_for_each_request(
     try:
         token = sessions.start(user).access_token
         made.clear()
-        for number in range(1, 4):
+        for number in range(1, 5):
             sessions.authenticate(token)
             assert len(made) == number
     finally:
@@ -245,7 +266,7 @@ def test_a_user_model_that_makes_its_users_itself_does_so_for_each_request(
     monkeypatch.setattr(model, name, classmethod(counted) if name == "from_db" else counted)
     token = sessions.start(user).access_token
     before = []
-    for _ in range(4):
+    for _ in range(5):
         calls.clear()
         sessions.authenticate(token)
         before.append(len(calls))
@@ -284,7 +305,7 @@ def test_a_user_with_a_value_that_can_be_changed_is_made_anew(
 ) -> None:
     monkeypatch.setattr(recent, "_UNCHANGEABLE", recent._UNCHANGEABLE - {bool})
     token = sessions.start(user).access_token
-    sessions.authenticate(token)
+    use(token)
     assert recent.find(token) is None
 
 
@@ -294,8 +315,8 @@ def test_only_so_many_are_kept_and_those_in_use_stay(
     monkeypatch.setattr(recent, "_LIMIT", 3)
     used = sessions.start(user).access_token
     for _ in range(12):
-        sessions.authenticate(used)
-        sessions.authenticate(sessions.start(user).access_token)
+        use(used)
+        use(sessions.start(user).access_token)
         assert len(recent._young) <= 3
         assert len(recent._old) <= 3
     assert recent.find(used) is not None
@@ -311,7 +332,7 @@ def test_nothing_is_kept_where_the_cache_does_not_say_whether_it_still_holds(
     plain: None, user: Any
 ) -> None:
     token = sessions.start(user).access_token
-    for _ in range(2):
+    for _ in range(3):
         with queries(0):
             sessions.authenticate(token)
         assert recent.find(token) is None
