@@ -1,14 +1,17 @@
 """``authenticate()`` among more and more live sessions, on PostgreSQL's rows and log.
 
 The sessions are somebody else's: rows that SQL copies from one session and one token of knox, and
-records that are published with a token each. A hit asks for one of many of these in turn; a miss
-and knox ask the database for one row among all.
+records that are published with a token each. A hit asks for one of many of these in turn: *again*
+for tokens that the process remembers, *anew* for those that it does not. A miss and knox ask the
+database for one row among all.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from django.db import connection, models
 from knox.models import get_token_model
 from rest_framework.request import Request
 
-from accesspass import session_cache, sessions, tokens
+from accesspass import recent, session_cache, sessions, tokens
 from accesspass.models import Session
 from benchmarks.measure import miss_of, row_of
 from benchmarks.timing import Call, Effort, interleave
@@ -33,6 +36,8 @@ _BATCH = 5_000
 _LIFETIME = 7_200
 # As many are asked for in turn: more than a processor's cache holds the records of.
 _ASKED = 20_000
+# As many are asked for again: all of them are remembered.
+_AGAIN = 1_000
 
 
 def growth(effort: Effort, user: Any) -> list[dict[str, Any]]:
@@ -58,28 +63,35 @@ def growth(effort: Effort, user: Any) -> list[dict[str, Any]]:
         with connection.cursor() as cursor:
             cursor.execute("VACUUM ANALYZE")
         request = Request(WSGIRequest(ours.environ(ours.log_in(user))))
-        asked = cycle(headers[:: max(1, len(headers) // _ASKED)])
+        few, many = (headers[:: max(1, len(headers) // number)] for number in (_AGAIN, _ASKED))
 
-        def hit() -> None:
-            request.META["HTTP_AUTHORIZATION"] = next(asked)  # noqa: B023 - called at once
+        def hit(turn: Iterator[str]) -> None:
+            request.META["HTTP_AUTHORIZATION"] = next(turn)  # noqa: B023 - called at once
             authenticator.authenticate(request)  # noqa: B023
 
-        calls = {"hit": hit, "miss": miss_of(ours, user), "knox": theirs}
-        samples = interleave(
-            {name: Call(call, ours.select) for name, call in calls.items()},
-            rounds=effort.rounds,
-            batch_seconds=effort.batch_seconds,
-        )
+        def anew(turn: Iterator[str]) -> None:
+            recent.forget_all()
+            hit(turn)
+
+        def remember() -> None:
+            ours.select()
+            for header in 2 * few:  # noqa: B023 - called at once
+                hit(iter([header]))
+
+        calls = {
+            "again": Call(partial(hit, cycle(few)), remember),
+            "anew": Call(partial(anew, cycle(many)), ours.select),
+            "miss": Call(miss_of(ours, user), ours.select),
+            "knox": Call(theirs, ours.select),
+        }
+        samples = interleave(calls, rounds=effort.rounds, batch_seconds=effort.batch_seconds)
         measured = {name: row_of(name, samples[name], samples["knox"]) for name in calls}
-        fewest = (rows[0] if rows else measured)["hit"]["us"]["median"]
-        rows.append(
-            {
-                "sessions": count,
-                **measured,
-                "hit_growth": measured["hit"]["us"]["median"] / fewest,
-                "memory": memory,
-            }
-        )
+        fewest = rows[0] if rows else measured
+        growths = {
+            f"{name}_growth": measured[name]["us"]["median"] / fewest[name]["us"]["median"]
+            for name in ("again", "anew")
+        }
+        rows.append({"sessions": count, **measured, **growths, "memory": memory})
     return rows
 
 

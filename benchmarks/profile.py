@@ -178,10 +178,12 @@ def serving() -> Iterator[int]:
 def look(pid: int, into: Path, format: str, seconds: float) -> None:
     """Have py-spy look at a process. It needs the right to: root, or a ptrace_scope of 0."""
     time.sleep(0.5)
-    command = [Path(sys.executable).parent / "py-spy", "record", "--pid", str(pid), "--function"]
-    command += ["--format", format, "--output", into, "--rate", str(_LOOKS)]
+    # Its words become the title of the picture, so no path is among them.
+    command = ["py-spy", "record", "--pid", str(pid), "--function", "--rate", str(_LOOKS)]
+    command += ["--format", format, "--output", into.name, "--duration", str(round(seconds))]
+    executable = Path(sys.executable).parent / "py-spy"
     done = subprocess.run(
-        [*command, "--duration", str(round(seconds))], capture_output=True, text=True
+        command, executable=executable, cwd=into.parent, capture_output=True, text=True
     )
     if done.returncode or not into.exists():
         sys.exit(f"py-spy: {done.stdout}{done.stderr}")

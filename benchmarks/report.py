@@ -152,9 +152,10 @@ def _revoked(row: Mapping[str, Any]) -> dict[str, str]:
 def _grown(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         "live sessions": f"{row['sessions']:,}",
-        "AccessPass, a hit": microseconds(row["hit"]["us"]["median"]) + " µs",
-        "× at the fewest": _ratio(row["hit_growth"]),  # noqa: RUF001
-        "× knox": _ratio(row["hit"]["ratio"]["median"]),  # noqa: RUF001
+        "AccessPass, again": microseconds(row["again"]["us"]["median"]) + " µs",
+        "× at the fewest": _ratio(row["again_growth"]),  # noqa: RUF001
+        "anew": microseconds(row["anew"]["us"]["median"]) + " µs",
+        "× at the fewest ": _ratio(row["anew_growth"]),  # noqa: RUF001
         "a miss": microseconds(row["miss"]["us"]["median"]) + " µs",
         "knox": microseconds(row["knox"]["us"]["median"]) + " µs",
         "memory of the process": f"{row['memory'] / 2**20:,.0f} MiB",
@@ -204,8 +205,11 @@ def _goals(found: Mapping[str, Any]) -> list[dict[str, str]]:
         served = min(ratios[name] for name in engines if name in ratios)
         goals.append((f"requests/s under {server} against none authenticated", "≥", 0.98, served))
     if len(found["growth"]) > 1:
-        growth = found["growth"][-1]["hit_growth"]
-        goals.append(("authenticate() at most sessions against fewest", "≤", 1.2, growth))
+        for what in ("again", "anew"):
+            growth = found["growth"][-1][f"{what}_growth"]
+            goals.append(
+                (f"authenticate() {what} at most sessions against fewest", "≤", 1.2, growth)
+            )
     return [
         {
             "": what,

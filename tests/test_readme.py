@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -146,6 +147,22 @@ def test_each_promise_has_tests_that_hold_it() -> None:
         for test in tests:
             path, _, name = test.partition("::")
             assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), test
+
+
+def test_the_measured_row_is_what_the_benchmarks_last_printed() -> None:
+    numbers = (ROOT / "docs" / "images" / "benchmarks.json").read_text(encoding="utf-8")
+    found = {row["name"]: row["ratio"]["median"] for row in json.loads(numbers)["requests"]}
+    ours, authtoken, knox, stateless, simplejwt = (
+        f"{found[name]:.1f}"
+        for name in (
+            "AccessPass, PostgreSQL",
+            "DRF authtoken",
+            "knox",
+            "simplejwt, stateless",
+            "simplejwt, user from database",
+        )
+    )
+    assert f"| **{ours}** | {authtoken}; {knox} | {stateless}; {simplejwt} |" in README
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
