@@ -339,10 +339,10 @@ class Node:
         """Stand still once, in the middle of the next read: before or after the value was read."""
         from accesspass.cache.replica import Replica
 
-        real = Replica.get
+        real = Replica.find
 
-        def get(replica: Replica, key: bytes) -> Any:
-            Replica.get = real  # type: ignore[method-assign]
+        def find(replica: Replica, key: bytes) -> Any:
+            Replica.find = real  # type: ignore[method-assign]
             if place == "before":
                 os.kill(os.getpid(), signal.SIGSTOP)
             held = real(replica, key)
@@ -350,7 +350,7 @@ class Node:
                 os.kill(os.getpid(), signal.SIGSTOP)
             return held
 
-        Replica.get = get  # type: ignore[method-assign]
+        Replica.find = find  # type: ignore[method-assign]
 
     def fork(self, children: int, key: str) -> list[float]:
         """Have children read a key until they hit; returns after how many seconds each did."""
