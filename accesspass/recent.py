@@ -70,6 +70,7 @@ def find(access_token: object) -> tuple[Any, SessionRecord] | None:
     if not isinstance(access_token, str) or len(access_token) > _LONGEST:
         return None
     digest = hashlib.sha256(access_token.encode("utf-8", "surrogatepass")).digest()
+    del access_token  # a report of an error further down would show it
     known = _young.get(digest)
     if known is None:
         known = _old.get(digest)

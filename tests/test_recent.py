@@ -343,6 +343,19 @@ def test_no_token_is_kept(pair: sessions.TokenPair) -> None:
     assert pair.access_token[-40:] not in repr(kept())
 
 
+def test_an_error_further_down_shows_no_token(
+    pair: sessions.TokenPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(recent.router, "db_for_write", fail)
+    with pytest.raises(RuntimeError) as caught:
+        recent.find(pair.access_token)
+    (frame,) = (entry.frame for entry in caught.traceback if entry.name == "find")
+    assert pair.access_token not in repr(frame.f_locals)
+
+
 @pytest.mark.parametrize("token", [None, 7, b"x", "", "x" * 10**6, "\ud800", "é"])
 def test_what_was_never_found_good_is_unknown(token: object) -> None:
     assert recent.find(token) is None
