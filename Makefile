@@ -29,7 +29,7 @@ PY := $(BIN)/python
 # model can change runs under the last one alone, whose closing line is the last line of the output.
 APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/abuse tests/faults tests/races tests/test_audit.py tests/test_axes.py \
-    tests/test_background.py tests/test_bench_enumeration.py \
+    tests/test_background.py tests/test_bench_enumeration.py tests/test_bench_load.py \
     tests/test_bench_scale.py tests/test_canary.py \
     tests/test_channels.py tests/test_cluster.py tests/test_conf.py tests/test_cookies.py \
     tests/test_demo.py tests/test_demo_cluster.py tests/test_deployments.py \
