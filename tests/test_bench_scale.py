@@ -112,6 +112,11 @@ def test_a_breath_that_grows_pulls_less_only_while_changes_go_on() -> None:
     assert pulls(20, longest=0.01) == pytest.approx(pulls(20, longest=0.0), rel=0.1), SEED
 
 
+def test_a_breath_that_has_grown_is_short_again_once_writes_come_further_apart() -> None:
+    found = simulate(Setup(POSTGRESQL, 4, rate=200, seconds=5, seed=SEED))
+    assert statistics.median(found.lags) < 0.001, SEED
+
+
 def test_beyond_the_log_s_pace_writes_wait_ever_longer() -> None:
     def commits(rate: float) -> Result:
         return simulate(Setup(POSTGRESQL, 2, rate, seconds=1, seed=SEED))

@@ -42,9 +42,9 @@ _EXPIRE_EVERY, _EXPIRE_LIMIT = 1.0, 10_000
 _PURGE_EVERY, _PURGE_AGAIN, _PURGE_LIMIT = 10.0, 0.1, 1_000
 _RESTARTS = 3
 # The thread begins no pull sooner after the one before, in seconds, so that under many writes one
-# pull brings several of them; after a pause it pulls at once. While news comes within each breath,
-# the next one is twice as long, up to the second number: more pulls than that would only take time
-# from the threads that serve.
+# pull brings several of them; after a pause it pulls at once. While news comes that soon after each
+# pull, the next breath is twice as long, up to the second number: more pulls than that would only
+# take time from the threads that serve.
 _BREATH, _LONGEST_BREATH = 0.002, 0.01
 
 
@@ -699,7 +699,7 @@ class Follower:
                 now = time.monotonic()
                 if now < began + breath:
                     time.sleep(began + breath - now)
-                breath = min(2 * breath, _LONGEST_BREATH) if now < pulled + breath else _BREATH
+                breath = min(2 * breath, _LONGEST_BREATH) if now < pulled + _BREATH else _BREATH
             except Exception as error:  # noqa: BLE001 - the thread must not end with it
                 failure = error
             if failure is not None and not is_over():

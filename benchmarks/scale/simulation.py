@@ -265,10 +265,10 @@ class _Process:
         return self.all.setup.polls and self._breath > self.all.setup.breath
 
     def _pull_later(self) -> None:
-        """Pull when the breath is over. The next one is longer if news came within it."""
+        """Pull when the breath is over. The next one is longer if news came within a short one."""
         setup, now = self.all.setup, self.all.events.now
         pause = self._began + self._breath - now
-        if now < self._ended + self._breath:
+        if now < self._ended + setup.breath:
             self._breath = max(self._breath, min(setup.longest, self._breath * 2))
         else:
             self._breath = setup.breath
