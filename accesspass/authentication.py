@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import background, sessions
+from accesspass import background, recent, sessions
 from accesspass.bearer import (
     AuthenticatedRequest,
     BearerAuthentication,
@@ -41,8 +41,11 @@ class TokenAuthentication(BearerAuthentication):
     """
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
-        background.start()
-        return sessions.authenticate(token)
+        found = recent.find(token)
+        if found is None:
+            background.start()
+            found = sessions.authenticate(token)
+        return found
 
 
 @sensitive_variables()

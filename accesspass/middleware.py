@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.models import AnonymousUser
 
-from accesspass import background, sessions
+from accesspass import background, recent, sessions
 from accesspass.bearer import AuthenticatedHttpRequest, BearerMiddleware, token_required
 
 if TYPE_CHECKING:
@@ -20,12 +20,18 @@ class TokenAuthenticationMiddleware(BearerMiddleware):
     AuthenticationMiddleware, if that is there."""
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
-        background.start()
-        return sessions.authenticate(token)
+        found = recent.find(token)
+        if found is None:
+            background.start()
+            found = sessions.authenticate(token)
+        return found
 
     async def afind(self, token: str) -> tuple[Any, SessionRecord]:
-        background.start()
-        return await sessions.aauthenticate(token)
+        found = recent.find(token)
+        if found is None:
+            background.start()
+            found = await sessions.aauthenticate(token)
+        return found
 
     def anonymous(self) -> AnonymousUser:
         return AnonymousUser()

@@ -13,15 +13,17 @@ from __future__ import annotations
 import datetime
 import decimal
 import hashlib
+import os
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.core.signals import setting_changed
-from django.db import models, router
+from django.db import DEFAULT_DB_ALIAS, models, router
 from django.db.models.base import ModelState
 from django.db.models.signals import post_init, pre_init
 
+from accesspass import metrics
 from accesspass.session_cache import RecordCache, SessionRecord
 
 if TYPE_CHECKING:
@@ -65,6 +67,9 @@ _old: dict[bytes, _Known] = {}
 _once: set[bytes] = set()
 
 
+_count_hit = metrics.CHECKS.of("hit")
+
+
 def find(access_token: object) -> tuple[Any, SessionRecord] | None:
     """Return a user and session of the caller's own for a token that is good, None if unknown."""
     if not isinstance(access_token, str) or len(access_token) > _LONGEST:
@@ -85,8 +90,9 @@ def find(access_token: object) -> tuple[Any, SessionRecord] | None:
     user: Any = model.__new__(model)
     user.__dict__.update(attributes)
     user._state = state = ModelState()
-    state.db = router.db_for_write(model)
+    state.db = router.db_for_write(model) if router.routers else DEFAULT_DB_ALIAS
     state.adding = False
+    _count_hit()
     return user, _copy(session)
 
 
@@ -174,3 +180,5 @@ def forget_all(**_kwargs: Any) -> None:
 
 
 setting_changed.connect(forget_all, dispatch_uid="accesspass.recent")
+# The child's first request has to start the threads that run beside it, so it takes the long way.
+os.register_at_fork(after_in_child=forget_all)

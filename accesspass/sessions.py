@@ -252,8 +252,6 @@ def _doubt_pending() -> None:
 
 # Authenticate ---------------------------------------------------------------------------------
 
-_count_hit = metrics.CHECKS.of("hit")
-
 
 @sensitive_variables()
 def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
@@ -267,7 +265,6 @@ def authenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]
         Unavailable: the database had to be asked and could not be.
     """
     if found := recent.find(access_token):
-        _count_hit()
         return found
     token = parse_access_token(access_token)
     del access_token  # a report of an error further down would show it
@@ -303,7 +300,6 @@ def join() -> None:
 async def aauthenticate(access_token: object) -> tuple[AbstractBaseUser, SessionRecord]:
     """The same on an event loop; only a miss goes to a thread."""
     if found := recent.find(access_token):
-        _count_hit()
         return found
     token = parse_access_token(access_token)
     cache = _cache()
@@ -322,7 +318,7 @@ def _from_cache(cache: RecordCache, token: Token) -> tuple[AbstractBaseUser, Ses
             raise InvalidToken
         found = records.read(token, record, cache.now())
         if found is not None:
-            _count_hit()
+            metrics.CHECKS.count("hit")
             recent.remember(cache, snapshot, token, *found)
             return found
         if not records.is_readable(record):

@@ -44,10 +44,8 @@ _PLACES = (
     Place("Django REST framework's view", "dispatch", "rest_framework/views.py", 1),
     Place("TokenAuthentication.authenticate", "authenticate", "accesspass/bearer.py", 2),
     Place("the token out of the header", "sent_token", "accesspass/bearer.py", 3),
-    Place("whether the background thread runs", "start", "accesspass/background.py", 3),
     Place("what the process made of this token before", "find", "accesspass/recent.py", 3),
     Place("whether the replica still holds it", "still_holds", "cache/follower.py", 4),
-    Place("which database the user belongs to", "_router_func", "django/db/utils.py", 4),
     Place("a session record of its own", "_copy", "accesspass/recent.py", 4),
 )
 

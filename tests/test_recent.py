@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import time
 from typing import Any
 
@@ -328,6 +330,17 @@ def test_a_changed_setting_forgets_all(pair: sessions.TokenPair) -> None:
         assert recent.find(pair.access_token) is None
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["fork", "fork-in-c"])
+def test_a_forked_process_begins_anew(pair: sessions.TokenPair, fork: Any) -> None:
+    """So that its first request starts what runs beside it. In C as uWSGI does, untold."""
+    child = fork()
+    if child == 0:
+        os._exit(0 if recent.find(pair.access_token) is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert recent.find(pair.access_token) is not None
+
+
 def test_nothing_is_kept_where_the_cache_does_not_say_whether_it_still_holds(
     plain: None, user: Any
 ) -> None:
@@ -349,7 +362,7 @@ def test_an_error_further_down_shows_no_token(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(recent.router, "db_for_write", fail)
+    monkeypatch.setattr(recent, "_copy", fail)
     with pytest.raises(RuntimeError) as caught:
         recent.find(pair.access_token)
     (frame,) = (entry.frame for entry in caught.traceback if entry.name == "find")

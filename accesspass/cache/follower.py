@@ -114,6 +114,7 @@ class Follower:
         self.max_staleness = max_staleness
         self._seal = seal
         self._heartbeat = heartbeat
+        self._sync_on_read = engine.sync_on_read
         # A replica that proved itself within this time is being followed; nobody needs to look.
         self._followed_within = min(heartbeat, max_staleness)
         self._retention = retention
@@ -197,32 +198,42 @@ class Follower:
         now = clock()
         if absent or expires <= now + (self._offset or 0.0):
             return None
-        if now - fresh_at > self.max_staleness and now - taken > self.max_staleness:
+        if self._is_too_old(now, fresh_at, taken):
             return None
         return held, _snapshot((key, found, expires, taken))
 
     def still_holds(self, snapshot: Snapshot, until: float) -> bool:
         """Whether ``look`` would return this very snapshot, and the engine's clock is not at
-        ``until``.
+        ``until``. False as well where ``look`` has to see to something first: after a fork, or
+        when the replica cannot vouch for itself any more.
 
         Nothing is unpacked or copied: whatever replaces an entry is another object.
         """
-        key, found, expires, taken = snapshot
-        replica = self.current()
+        if self._pid != os.getpid():
+            return False
+        replica = self.current() if self._sync_on_read else self._replica
         fresh_at = replica.fresh_at  # in the same order
+        key, found, expires, taken = snapshot
         if replica.find(key) is not found:
             return False
         now = clock()
-        if min(until, expires) <= now + (self._offset or 0.0):
-            return False
-        return now - fresh_at <= self.max_staleness or now - taken <= self.max_staleness
+        if now - fresh_at > self._followed_within:
+            if self._is_too_old(now, fresh_at, taken):
+                return False
+            self.current()  # has somebody follow
+        now += self._offset or 0.0
+        return now < expires and now < until
+
+    def _is_too_old(self, now: float, fresh_at: float, taken: float) -> bool:
+        """Whether nothing vouches for an entry: neither its replica nor its own mark, if a fill."""
+        return now - fresh_at > self.max_staleness and now - taken > self.max_staleness
 
     def current(self) -> Replica:
         """Return the replica, brought up to date as far as the caller may wait for it."""
         if self._pid != os.getpid():
             self._enter()
         replica = self._replica
-        if self.engine.sync_on_read:
+        if self._sync_on_read:
             return self._sync(replica)
         now = clock()
         if self._thread is not None and now - replica.fresh_at <= self._followed_within:
@@ -426,7 +437,7 @@ class Follower:
         while True:
             doubts = self._doubts
             stale = clock() - replica.fresh_at > self.max_staleness
-            if not replica.vouched or (stale and not self.engine.sync_on_read):
+            if not replica.vouched or (stale and not self._sync_on_read):
                 self._run_callbacks()
             with self._lock:
                 if doubts == self._doubts:

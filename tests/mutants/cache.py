@@ -67,8 +67,8 @@ MUTANTS = [
         "A replica that cannot vouch for itself says that a snapshot still holds.",
         f"{CACHE}/follower.py",
         {
-            "return now - fresh_at <= self.max_staleness or now - taken <= "
-            "self.max_staleness": "return True"
+            "            if self._is_too_old(now, fresh_at, taken):\n"
+            "                return False\n": ""
         },
         f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it[by_snapshot]",
     ),
@@ -90,7 +90,7 @@ MUTANTS = [
         "no-callbacks",
         "A replica vouches for itself before the callbacks of before_fresh have run.",
         f"{CACHE}/follower.py",
-        {"not replica.vouched or (stale and not self.engine.sync_on_read)": "False"},
+        {"not replica.vouched or (stale and not self._sync_on_read)": "False"},
         f"{CONTRACT}callbacks_run_before_a_replica_answers_for_the_first_time[memory]",
     ),
     Mutant(
@@ -145,8 +145,8 @@ MUTANTS = [
         {
             "        if self._pid != os.getpid():\n            self._enter()\n"
             "        replica = self._replica\n"
-            "        if self.engine.sync_on_read:\n": "        replica = self._replica\n"
-            "        if self.engine.sync_on_read:\n"
+            "        if self._sync_on_read:\n": "        replica = self._replica\n"
+            "        if self._sync_on_read:\n"
         },
         f"{FOLLOWER}a_fork_that_ran_no_hooks_is_noticed_whatever_is_called_first[get]",
     ),
