@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Load, ask, load
-from benchmarks.timing import Effort, Result
+from benchmarks.timing import Effort, Result, processor_time
 from benchmarks.variants import BASE, VARIANTS, Login, Variant, named
 from tests.servers import HOST, Server, family, free_port, make_folder, wait_until
 
@@ -86,21 +86,12 @@ class _Deployment(Server):
         _, *others = family(self.pid)
         return sum(_memory_of(pid) for pid in others or [self.pid])
 
-    def processor(self) -> float:
-        """The processor time of all its processes until now, in seconds."""
-        return sum(_processor_of(pid) for pid in family(self.pid))
-
 
 def _memory_of(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no Pss")
-
-
-def _processor_of(pid: int) -> float:
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -127,9 +118,9 @@ def _wait_until_idle(deployments: Sequence[_Deployment]) -> None:
     """Wait until no worker is still starting: the first that is ready answers for all."""
 
     def idle() -> bool:
-        before = sum(deployment.processor() for deployment in deployments)
+        before = sum(processor_time(deployment) for deployment in deployments)
         time.sleep(0.2)
-        return sum(deployment.processor() for deployment in deployments) - before < 0.05
+        return sum(processor_time(deployment) for deployment in deployments) - before < 0.05
 
     wait_until(idle, timeout=60)
 
@@ -158,7 +149,7 @@ def processes(effort: Effort, user: Any) -> list[dict[str, Any]]:
         with _deployed("gunicorn, sync", variants, user, workers) as deployments:
             found = _in_turn(deployments, effort, connections=max(_CONNECTIONS, 2 * workers))
             _wait_until_idle(deployments)
-            before, began = [d.processor() for d in deployments], time.perf_counter()
+            before, began = [processor_time(d) for d in deployments], time.perf_counter()
             time.sleep(2 * effort.server_seconds)
             seconds = time.perf_counter() - began
             for row, deployment, then in zip(found, deployments, before, strict=True):
@@ -167,7 +158,7 @@ def processes(effort: Effort, user: Any) -> list[dict[str, Any]]:
                         **row,
                         "workers": workers,
                         "memory": row["memory"] / workers,
-                        "idle": (deployment.processor() - then) / seconds,
+                        "idle": (processor_time(deployment) - then) / seconds,
                     }
                 )
     return rows
@@ -177,26 +168,33 @@ def _in_turn(
     deployments: Sequence[_Deployment], effort: Effort, connections: int = _CONNECTIONS
 ) -> list[dict[str, Any]]:
     loads: dict[str, list[Load]] = {d.variant.name: [] for d in deployments}
+    spent: dict[str, list[float]] = {d.variant.name: [] for d in deployments}
     for deployment in deployments:
         deployment.load(0.2 * effort.server_seconds, connections)  # warm
     order, shuffle = list(deployments), random.Random(0).shuffle
     for _ in range(effort.server_rounds):
         shuffle(order)
         for deployment in order:
+            before = processor_time(deployment)
             measured = deployment.load(effort.server_seconds, connections)
+            seconds = processor_time(deployment) - before
             loads[deployment.variant.name].append(measured)
+            spent[deployment.variant.name].append(seconds / len(measured.latencies) * 1e6)
     rows = []
     for deployment in deployments:
-        measured = loads[deployment.variant.name]
+        measured, processor = loads[deployment.variant.name], spent[deployment.variant.name]
         ratios = [
             one.per_second / other.per_second
             for one, other in zip(measured, loads[BASE], strict=True)
         ]
+        processor_ratios = [one / base for one, base in zip(processor, spent[BASE], strict=True)]
         percentiles = statistics.quantiles([x for one in measured for x in one.latencies], n=100)
         rows.append(
             {
                 "name": deployment.variant.name,
                 "ratio": Result.of(ratios)._asdict(),
+                "processor": Result.of(processor)._asdict(),
+                "processor_ratio": Result.of(processor_ratios)._asdict(),
                 "per_second": Result.of([one.per_second for one in measured])._asdict(),
                 "p50": percentiles[49],
                 "p95": percentiles[94],

@@ -1,6 +1,7 @@
 """``python -m benchmarks.profile``: where the microseconds of an authorised request go.
 
-py-spy looks at a process that answers one request after the other, with the token of one session on
+Once by adding one step after the other to a request that is not authenticated, and once by py-spy,
+which looks at a process that answers one request after the other, with the token of one session on
 PostgreSQL, through Django's WSGI handler. It stops the process for each look, so it says which
 share of the time is spent where; how long a request takes is measured without it.
 """
@@ -8,7 +9,10 @@ share of the time is spent where; how long a request takes is measured without i
 from __future__ import annotations
 
 import argparse
+import hashlib
+import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,7 @@ _PAGE = _ROOT / "docs" / "explanation" / "profile.rst"
 _PICTURE = _ROOT / "docs" / "images" / "profile-request.svg"
 _PACKAGES = ("Django", "djangorestframework", "django-accesspass", "py-spy")
 _LOOKS = 1_000  # a second
+_REQUESTS = 20_000  # of each rung
 
 
 class Place(NamedTuple):
@@ -63,6 +68,7 @@ def main() -> int:
         picture, stacks = Path(folder, "picture.svg"), Path(folder, "stacks")
         with open_project() as project:
             steps = measure(project.user)
+            ladder = climb(project.user)
         with serving() as pid:
             look(pid, stacks, "raw", options.seconds)
             if options.docs:
@@ -71,6 +77,7 @@ def main() -> int:
         tables = [
             ("Where the time goes", shares(stacks.read_text(encoding="utf-8"), whole)),
             ("What remembering brought", rows(steps)),
+            ("What each step adds", ladder),
         ]
         about = ", ".join(f"{name} {value}" for name, value in facts(_PACKAGES).items()) + "."
         print(about)
@@ -78,7 +85,7 @@ def main() -> int:
             print(f"\n## {title}\n\n{markdown(table)}")
         if options.docs:
             _PICTURE.write_bytes(picture.read_bytes())
-            for name, (_, table) in zip(("shares", "steps"), tables, strict=True):
+            for name, (_, table) in zip(("shares", "steps", "ladder"), tables, strict=True):
                 put_between_markers(_PAGE, f"profile-{name}", rst(table))
             put_between_markers(_PAGE, "profile-facts", about)
     return 0
@@ -114,6 +121,87 @@ def measure(user: Any) -> dict[tuple[str, str], Result]:
     calls = {" / ".join(name): Call(run, ours.select) for name, run in runs.items()}
     samples = interleave(calls, rounds=40, batch_seconds=0.05)
     return {name: Result.of(samples[" / ".join(name)]) for name in runs}
+
+
+def climb(user: Any) -> list[dict[str, str]]:
+    """Return what each step of the authentication adds to a request, in that request.
+
+    Each rung is an authenticator that does one thing more than the one before and then gives the
+    same user as the first. One request of each is sent in turn, in a new order each time, so that
+    each finds the processor's caches as a request of somebody else leaves them.
+    """
+    from rest_framework.authentication import BaseAuthentication
+    from rest_framework.request import Request
+
+    from accesspass import recent
+    from accesspass.bearer import sent_token
+    from benchmarks.variants import BASE, Server, Variant, add_view, named
+
+    base, ours = named(BASE, "AccessPass, PostgreSQL")
+    login, server = ours.log_in(user), Server()
+    recent.forget_all()
+    for _ in range(3):
+        server.send(ours, login)
+    (known,) = recent._young.values()
+    same = ours.authenticate(login)()
+
+    def nothing(request: Request) -> Any:
+        return same
+
+    def take_token(request: Request) -> Any:
+        sent_token(request._request)
+        return same
+
+    def look_up(request: Request) -> Any:
+        digest = hashlib.sha256(str(sent_token(request._request)).encode()).digest()
+        assert recent._young[digest] is known
+        return same
+
+    def ask_replica(request: Request) -> Any:
+        digest = hashlib.sha256(str(sent_token(request._request)).encode()).digest()
+        found = recent._young[digest]
+        assert found.still_holds(found.snapshot, found.until)
+        return same
+
+    def make_user(request: Request) -> Any:
+        return recent.find(sent_token(request._request))
+
+    def rung(title: str, step: Callable[[Request], Any]) -> Variant:
+        methods = {"authenticate": lambda self, request: step(request)}
+        made = type("Rung", (BaseAuthentication,), methods)
+        variant = Variant(title, [made], lambda user: login)
+        add_view(variant)
+        return variant
+
+    rungs = [
+        base,
+        rung("a user who is always the same", nothing),
+        rung("the token out of the header", take_token),
+        rung("its SHA-256, and what is remembered under that", look_up),
+        rung("whether the replica still holds it", ask_replica),
+        rung("a user and a session of its own", make_user),
+        ours._replace(name="all of TokenAuthentication"),
+    ]
+    add_view(rungs[-1])
+    times: dict[str, list[float]] = {variant.name: [] for variant in rungs}
+    order, shuffle = list(rungs), random.Random(0).shuffle
+    ours.select()
+    for _ in range(_REQUESTS):
+        shuffle(order)
+        for variant in order:
+            began = time.perf_counter()
+            server.send(variant, login)
+            times[variant.name].append((time.perf_counter() - began) * 1e6)
+    medians = [statistics.median(found) for found in times.values()]
+    return [
+        {
+            "": "no authentication" if variant is base else f"+ {variant.name}",
+            "a request": f"{median:.1f} µs",
+            "more": "" if variant is base else f"{median - before:.1f} µs",
+            "against no authentication": f"{median / medians[0]:.3f} ×",  # noqa: RUF001
+        }
+        for variant, before, median in zip(rungs, [0.0, *medians], medians, strict=False)
+    ]
 
 
 def rows(steps: dict[tuple[str, str], Result]) -> list[dict[str, str]]:

@@ -40,6 +40,7 @@ _PACKAGES = (
     "uvicorn",
     "django-accesspass",
 )
+_ENGINES = ("SQLite", "PostgreSQL", "Valkey")
 _NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 
 
@@ -114,6 +115,8 @@ def _served(row: Mapping[str, Any]) -> dict[str, str]:
         "× no authentication": _ratio(row["ratio"]["median"]),  # noqa: RUF001
         "its quartiles": _quartiles(row["ratio"]),
         "requests/s": f"{row['per_second']['median']:,.0f}",
+        "processor a request": microseconds(row["processor"]["median"]) + " µs",
+        "× no authentication ": _ratio(row["processor_ratio"]["median"]),  # noqa: RUF001
         **{name: f"{row[name] * 1000:.2f} ms" for name in ("p50", "p95", "p99")},
         "memory of the worker": f"{row['memory'] / 2**20:.0f} MiB",
     }
@@ -174,51 +177,52 @@ def _workers(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _goals(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What was asked for, at the worst of the engines that are for servers."""
-    engines = [f"AccessPass, {name}" for name in ("SQLite", "PostgreSQL", "Valkey")]
+    """What was asked for, and what each of the engines that are for servers reaches."""
+    engines = [f"AccessPass, {name}" for name in _ENGINES]
 
     def of(rows: Sequence[Mapping[str, Any]], value: str = "ratio") -> dict[str, float]:
         return {row["name"]: row[value]["median"] for row in rows}
 
     alone = of(found["authenticate"], "us")
-    ours = max(alone[name] for name in engines)
-    stateless = alone["simplejwt, stateless"]
     whole = of(found["requests"])
+    stateless, header = alone["simplejwt, stateless"], whole["no authentication, header sent"]
     goals = [
-        ("authenticate() against knox's", "≤", 1 / 50, ours / alone["knox"]),
-        ("authenticate() against stateless JWT's", "≤", 1 / 3, ours / stateless),
-        (
-            "a whole request in process against none authenticated",
-            "≤",
-            1.05,
-            max(whole[name] for name in engines),
-        ),
-        (
-            "the same against none authenticated that sends the header",
-            "≤",
-            1.05,
-            max(whole[name] for name in engines) / whole["no authentication, header sent"],
-        ),
+        ("authenticate() against knox's", "≤", 1 / 50, alone, alone["knox"]),
+        ("authenticate() against stateless JWT's", "≤", 1 / 3, alone, stateless),
+        ("a whole request in process against none authenticated", "≤", 1.05, whole, 1.0),
+        ("the same against none authenticated that sends the header", "≤", 1.05, whole, header),
     ]
     for server, rows in found["servers"].items():
-        ratios = of(rows)
-        served = min(ratios[name] for name in engines if name in ratios)
-        goals.append((f"requests/s under {server} against none authenticated", "≥", 0.98, served))
+        goals.append(
+            (f"requests/s under {server} against none authenticated", "≥", 0.98, of(rows), 1.0)
+        )
+    rows = [
+        _goal(what, sign, limit, {name: all_[name] / base for name in engines if name in all_})
+        for what, sign, limit, all_, base in goals
+    ]
     if len(found["growth"]) > 1:
         for what in ("again", "anew"):
-            growth = found["growth"][-1][f"{what}_growth"]
-            goals.append(
-                (f"authenticate() {what} at most sessions against fewest", "≤", 1.2, growth)
-            )
-    return [
-        {
-            "": what,
-            "goal": f"{sign} {limit:.3g}",
-            "measured": f"{value:.3g}",
-            "reached": "yes" if (value <= limit if sign == "≤" else value >= limit) else "no",
-        }
-        for what, sign, limit, value in goals
-    ]
+            growth = {"AccessPass, PostgreSQL": found["growth"][-1][f"{what}_growth"]}
+            title = f"authenticate() {what} at most sessions against fewest"
+            rows.append(_goal(title, "≤", 1.2, growth))
+    return rows
+
+
+def _goal(what: str, sign: str, limit: float, measured: Mapping[str, float]) -> dict[str, str]:
+    """Compare each engine with a goal, which is reached if all of them do."""
+    values = measured.values()
+    reached = max(values) <= limit if sign == "≤" else min(values) >= limit
+    return {
+        "": what,
+        "goal": f"{sign} {limit:.3g}",
+        **{
+            name: f"{measured[f'AccessPass, {name}']:.3g}"
+            if f"AccessPass, {name}" in measured
+            else _NONE
+            for name in _ENGINES
+        },
+        "reached": "yes" if reached else "no",
+    }
 
 
 # Cells and tables --------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Call", "Effort", "Result", "interleave", "sample"]
+from tests.servers import Server, family
+
+__all__ = ["Call", "Effort", "Result", "interleave", "processor_time", "sample"]
 
 
 class Effort(NamedTuple):
@@ -83,6 +87,16 @@ def interleave(
 def sample(run: Callable[[], object], times: int) -> list[float]:
     """Time a call by itself, for those too slow to need a batch; return µs of each."""
     return [_time(run, 1) * 1e6 for _ in range(times)]
+
+
+def processor_time(server: Server) -> float:
+    """The processor time of a server's processes that are alive, in seconds."""
+    total = 0
+    for pid in family(server.pid):
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(task.read_text().split()[0])
+    return total / 1e9
 
 
 def _time(run: Callable[[], object], repeat: int) -> float:

@@ -43,7 +43,17 @@ from rest_framework_simplejwt.tokens import AccessToken
 from accesspass import sessions
 from accesspass.authentication import TokenAuthentication
 
-__all__ = ["BASE", "VARIANTS", "Login", "Server", "Variant", "environ_of", "make_user", "named"]
+__all__ = [
+    "BASE",
+    "VARIANTS",
+    "Login",
+    "Server",
+    "Variant",
+    "add_view",
+    "environ_of",
+    "make_user",
+    "named",
+]
 
 #: The variant that all others are compared with.
 BASE = "no authentication"
@@ -266,13 +276,19 @@ class WhoAmI(APIView):
         return Response({"user": request.user.pk})
 
 
-_views: dict[str, Any] = {
-    variant.path.strip("/"): WhoAmI.as_view(
+_views: dict[str, Any] = {}
+
+
+def add_view(variant: Variant) -> None:
+    """Give a variant its view."""
+    _views[variant.path.strip("/")] = WhoAmI.as_view(
         authentication_classes=variant.authenticators,
         permission_classes=[IsAuthenticated if variant.authenticators else AllowAny],
     )
-    for variant in VARIANTS
-}
+
+
+for _variant in VARIANTS:
+    add_view(_variant)
 
 
 def _view(request: HttpRequest, slug: str) -> HttpResponseBase:

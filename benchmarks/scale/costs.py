@@ -22,9 +22,10 @@ from typing import Any
 
 from benchmarks.cache.measure import percentile
 from benchmarks.cache.places import Process
+from benchmarks.timing import processor_time
 from tests import servers
 
-__all__ = ["SERVERS", "measure", "nodes", "server_cpu"]
+__all__ = ["SERVERS", "measure", "nodes"]
 
 #: The engines that are for many machines, each on a private server. What a disk makes of durable
 #: writes is for ``benchmarks.cache`` to say; here it would only add what others do with it.
@@ -75,16 +76,6 @@ def measure() -> dict[str, Any]:
     return found
 
 
-def server_cpu(server: servers.Server) -> float:
-    """The processor time of a server's processes that are alive, in seconds."""
-    total = 0
-    for pid in servers.family(server.pid):
-        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError):
-                total += int(task.read_text().split()[0])
-    return total / 1e9
-
-
 @contextlib.contextmanager
 def nodes(location: str, count: int) -> Iterator[list[Node]]:
     with contextlib.ExitStack() as stack:
@@ -117,9 +108,9 @@ def _calls(server: servers.Server, node: Node, do: str, **named: Any) -> dict[st
     """Seconds for each call: on the clock, and of the client's and the server's processors."""
     warm = {"first": next(_numbers)} if "first" in named else {}
     node.ask(do, count=100, **warm)
-    before = server_cpu(server)
+    before = processor_time(server)
     done = node.ask(do, **named)
-    spent, count = server_cpu(server) - before, named["count"]
+    spent, count = processor_time(server) - before, named["count"]
     return {
         "seconds": done["seconds"] / count,
         "client_cpu": done["cpu"] / count,
@@ -137,11 +128,11 @@ def _live(
             node.ask("follow", seconds=0.3, breath=breath, told=told)
         writer.send("write", seconds=_SECONDS + 1, first=next(_numbers), rate=_RATE)
         time.sleep(0.5)
-        before, began = server_cpu(server), time.perf_counter()
+        before, began = processor_time(server), time.perf_counter()
         for node in followers:
             node.send("follow", seconds=_SECONDS, breath=breath, told=told)
         done = [node.receive() for node in followers]
-        spent, seconds = server_cpu(server) - before, time.perf_counter() - began
+        spent, seconds = processor_time(server) - before, time.perf_counter() - began
         writer.receive()
     pulls, rows = (statistics.mean(one[what] for one in done) for what in ("pulls", "rows"))
     return {
@@ -234,10 +225,10 @@ def _rows(server: servers.PostgreSQL | servers.Valkey) -> dict[str, float]:
         node.ask("renew")
         held = entries + _ENTRIES
         node.ask("pulls", count=0)
-        before = server_cpu(server)
+        before = processor_time(server)
         node.ask("renew")
         done = node.ask("pull")
-        spent = server_cpu(server) - before
+        spent = processor_time(server) - before
     return {"row_server_cpu": spent / max(held, done["entries"]), "log_bytes": room}
 
 
