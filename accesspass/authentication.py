@@ -41,11 +41,8 @@ class TokenAuthentication(BearerAuthentication):
     """
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
-        found = recent.find(token)
-        if found is None:
-            background.start()
-            found = sessions.authenticate(token)
-        return found
+        background.start()
+        return recent.find(token) or sessions.authenticate(token)
 
 
 @sensitive_variables()

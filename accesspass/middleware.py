@@ -20,18 +20,12 @@ class TokenAuthenticationMiddleware(BearerMiddleware):
     AuthenticationMiddleware, if that is there."""
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
-        found = recent.find(token)
-        if found is None:
-            background.start()
-            found = sessions.authenticate(token)
-        return found
+        background.start()
+        return recent.find(token) or sessions.authenticate(token)
 
     async def afind(self, token: str) -> tuple[Any, SessionRecord]:
-        found = recent.find(token)
-        if found is None:
-            background.start()
-            found = await sessions.aauthenticate(token)
-        return found
+        background.start()
+        return recent.find(token) or await sessions.aauthenticate(token)
 
     def anonymous(self) -> AnonymousUser:
         return AnonymousUser()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import hashlib
-import os
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -180,5 +179,3 @@ def forget_all(**_kwargs: Any) -> None:
 
 
 setting_changed.connect(forget_all, dispatch_uid="accesspass.recent")
-# The child's first request has to start the threads that run beside it, so it takes the long way.
-os.register_at_fork(after_in_child=forget_all)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import time
 from typing import Any
 
@@ -15,7 +13,8 @@ from django.db import models
 from django.db.models.signals import post_init, pre_init
 from django.test import override_settings
 
-from accesspass import accounts, recent, records, session_cache, sessions
+from accesspass import accounts, background, recent, records, session_cache, sessions
+from accesspass.authentication import TokenAuthentication
 from accesspass.hooks import Hooks
 from accesspass.tokens import TokenType, parse
 from tests.sessions import forget, is_refused, options, plain, queries, replicated, user
@@ -330,15 +329,14 @@ def test_a_changed_setting_forgets_all(pair: sessions.TokenPair) -> None:
         assert recent.find(pair.access_token) is None
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["fork", "fork-in-c"])
-def test_a_forked_process_begins_anew(pair: sessions.TokenPair, fork: Any) -> None:
-    """So that its first request starts what runs beside it. In C as uWSGI does, untold."""
-    child = fork()
-    if child == 0:
-        os._exit(0 if recent.find(pair.access_token) is None else 1)
-    assert os.waitpid(child, 0)[1] == 0
+def test_a_request_with_a_remembered_token_sees_that_the_background_thread_runs(
+    pair: sessions.TokenPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(background, "start", lambda: started.append(1))
     assert recent.find(pair.access_token) is not None
+    TokenAuthentication().find(pair.access_token)
+    assert started == [1]
 
 
 def test_nothing_is_kept_where_the_cache_does_not_say_whether_it_still_holds(

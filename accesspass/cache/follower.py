@@ -66,7 +66,6 @@ class Snapshot(NamedTuple):
     key: bytes
     found: bytes
     expires: float
-    taken: float
 
     @property
     def size(self) -> int:
@@ -198,14 +197,14 @@ class Follower:
         now = clock()
         if absent or expires <= now + (self._offset or 0.0):
             return None
-        if self._is_too_old(now, fresh_at, taken):
+        if now - fresh_at > self.max_staleness and now - taken > self.max_staleness:
             return None
-        return held, _snapshot((key, found, expires, taken))
+        return held, _snapshot((key, found, expires))
 
     def still_holds(self, snapshot: Snapshot, until: float) -> bool:
         """Whether ``look`` would return this very snapshot, and the engine's clock is not at
-        ``until``. False as well where ``look`` has to see to something first: after a fork, or
-        when the replica cannot vouch for itself any more.
+        ``until``. False as well where ``look`` has to see to something first, which may take time:
+        after a fork, when nobody follows, or when the replica cannot vouch for itself any more.
 
         Nothing is unpacked or copied: whatever replaces an entry is another object.
         """
@@ -213,20 +212,20 @@ class Follower:
             return False
         replica = self.current() if self._sync_on_read else self._replica
         fresh_at = replica.fresh_at  # in the same order
-        key, found, expires, taken = snapshot
+        key, found, expires = snapshot
         if replica.find(key) is not found:
             return False
         now = clock()
-        if now - fresh_at > self._followed_within:
-            if self._is_too_old(now, fresh_at, taken):
-                return False
-            self.current()  # has somebody follow
+        if now - fresh_at > self._followed_within and self._must_look(now, fresh_at):
+            return False
         now += self._offset or 0.0
         return now < expires and now < until
 
-    def _is_too_old(self, now: float, fresh_at: float, taken: float) -> bool:
-        """Whether nothing vouches for an entry: neither its replica nor its own mark, if a fill."""
-        return now - fresh_at > self.max_staleness and now - taken > self.max_staleness
+    def _must_look(self, now: float, fresh_at: float) -> bool:
+        """Whether ``look`` has to pull, or to have somebody follow."""
+        if now - fresh_at > self.max_staleness:
+            return True
+        return not self._sync_on_read and (self._thread is None or not self._thread.is_alive())
 
     def current(self) -> Replica:
         """Return the replica, brought up to date as far as the caller may wait for it."""
@@ -704,6 +703,7 @@ class Follower:
             failure: Exception | None = None
             try:
                 began = time.monotonic()
+                self.engine.drop_hints()
                 self.pull()
                 pulled = time.monotonic()
                 self.engine.wait(self._heartbeat)

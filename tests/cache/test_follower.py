@@ -209,6 +209,35 @@ def test_a_snapshot_holds_no_longer_than_its_entry(make_follower: MakeFollower) 
     assert not follower.still_holds(snapshot, math.inf)
 
 
+def test_no_snapshot_holds_while_looking_may_find_another(make_follower: MakeFollower) -> None:
+    """A fill on a stale replica vouches for itself, but a pull is due, which may replace it."""
+    follower, other = make_follower(PushingEngine, max_staleness=1.0), make_follower()
+    with mock.patch.object(Follower, "_start"):  # no more threads
+        put(other, b"other")
+        follower.pull()
+        time.sleep(1.1)
+        assert follower.fill(b"filled", b"old", 1, 60, follower.mark(), marker=False)
+        with down(follower):
+            looked = follower.look(b"filled")
+        assert looked is not None
+        follower._retry_at = 0.0
+        put(other, b"dead", b"filled")
+        assert not follower.still_holds(looked[1], math.inf)
+        assert got(follower, b"filled") == b"dead"
+
+
+def test_a_snapshot_does_not_hold_where_nobody_follows(make_follower: MakeFollower) -> None:
+    follower = make_follower(PushingEngine, heartbeat=0.1)
+    put(follower, b"old")
+    with mock.patch.object(Follower, "_start"):
+        snapshot = snapshot_of(follower)
+        assert follower.still_holds(snapshot, math.inf)
+        time.sleep(0.15)
+        assert not follower.still_holds(snapshot, math.inf)
+    assert follower.look(KEY) is not None
+    assert eventually(lambda: follower.still_holds(snapshot, math.inf))
+
+
 def test_freshness_is_when_the_page_was_asked_for_not_when_it_came(
     make_follower: MakeFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -884,6 +913,16 @@ def test_a_fork_that_ran_no_hooks_is_noticed_whatever_is_called_first(
     call(follower)
     assert follower.engine is not inherited
     assert follower.status()["pid"] == os.getpid()
+
+
+def test_no_snapshot_holds_in_a_fork_that_ran_no_hooks(make_follower: MakeFollower) -> None:
+    follower = make_follower()
+    put(follower, b"old")
+    snapshot = snapshot_of(follower)
+    follower._pid = 0
+    assert not follower.still_holds(snapshot, math.inf)
+    assert got(follower) == b"old"
+    assert follower.still_holds(snapshot, math.inf)
 
 
 def test_forks_in_the_middle_of_everything_leave_working_children(

@@ -814,6 +814,19 @@ def test_a_hint_wakes_the_follower_long_before_its_heartbeat(make_node: MakeNode
         wait_until(lambda i=i: reader.get("key") == i, 1.0, every=0.0005)
 
 
+def test_hints_that_were_dropped_wake_nobody(engine: RedisEngine, make_engine: MakeEngine) -> None:
+    engine.wait(0.01)  # the first one subscribes
+    assert engine._subscription is not None
+    for dropped in (True, False):
+        engine.write([Change(b"key", b"v")])
+        assert select.select([engine._subscription._socket], [], [], 2.0)[0]
+        if dropped:
+            engine.drop_hints()
+        began = time.monotonic()
+        engine.wait(0.3)
+        assert (time.monotonic() - began >= 0.3) is dropped
+
+
 def test_closing_interrupts_a_wait_and_the_engine_can_be_used_again(engine: RedisEngine) -> None:
     engine.wait(0.01)  # the first one subscribes
     woken = threading.Event()

@@ -67,8 +67,8 @@ MUTANTS = [
         "A replica that cannot vouch for itself says that a snapshot still holds.",
         f"{CACHE}/follower.py",
         {
-            "            if self._is_too_old(now, fresh_at, taken):\n"
-            "                return False\n": ""
+            "        if now - fresh_at > self._followed_within and "
+            "self._must_look(now, fresh_at):\n            return False\n": ""
         },
         f"{FOLLOWER}a_process_stopped_after_it_took_the_value_does_not_serve_it[by_snapshot]",
     ),

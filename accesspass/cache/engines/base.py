@@ -170,6 +170,9 @@ class Engine(abc.ABC):
         """
         raise NotImplementedError
 
+    def drop_hints(self) -> None:
+        """Let ``wait`` return for what comes from now on; the follower's thread pulls the rest."""
+
     def forget_connections(self) -> None:
         """Drop everything inherited through a fork without touching it. No I/O."""
 

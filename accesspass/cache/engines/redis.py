@@ -633,6 +633,11 @@ class RedisEngine(Engine):
             interrupt.wait(max(0.0, until - time.monotonic()))
             interrupt.clear()
 
+    def drop_hints(self) -> None:
+        link = self._subscription
+        if link is not None:
+            link.drop_hints()
+
     def _subscribe(self, timeout: float) -> None:
         until = time.monotonic() + min(self.deadline, max(timeout, 0.5))
         link = self._open(until)
@@ -749,6 +754,13 @@ class _Link:
                 self._heard = time.monotonic()
                 self._socket.settimeout(0)
             raise ConnectionResetError("the connection was closed by the other side")
+
+    def drop_hints(self) -> None:
+        """Take in the hints that are there. That the connection has ended, ``listen`` finds too."""
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(0)
+            while self._socket.recv(1 << 16):
+                self._heard = time.monotonic()
 
     def interrupt(self) -> None:
         """Have whoever waits for this connection give up."""
