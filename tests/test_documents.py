@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -128,6 +129,18 @@ def test_every_link_between_the_documents_leads_somewhere() -> None:
             assert linked.exists(), f"{path.name}: {target}"
             if anchor:
                 assert anchor in anchors(linked), f"{path.name}: {target}"
+
+
+def test_every_extra_that_is_named_is_one() -> None:
+    extras = set(metadata("django-accesspass").get_all("Provides-Extra"))
+    named = {
+        extra
+        for path in DOCUMENTS
+        for extras_ in re.findall(r"accesspass\[([\w,]+)\]", path.read_text(encoding="utf-8"))
+        for extra in extras_.split(",")
+    }
+    assert "openapi" in named
+    assert named <= extras
 
 
 def test_every_address_that_is_named_is_well_formed_and_safe() -> None:
