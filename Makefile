@@ -33,7 +33,7 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_bench_scale.py tests/test_canary.py \
     tests/test_channels.py tests/test_cluster.py tests/test_conf.py tests/test_cookies.py \
     tests/test_demo.py tests/test_demo_cluster.py tests/test_deployments.py \
-    tests/test_doctor.py tests/test_documents.py \
+    tests/test_doctor.py tests/test_documents.py tests/test_examples.py \
     tests/test_existing_project_guide.py tests/test_hashing.py tests/test_health.py \
     tests/test_identifiers.py tests/test_introspection.py tests/test_kills.py \
     tests/test_locale.py tests/test_log_events.py tests/test_mail_servers.py \

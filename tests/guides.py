@@ -1,37 +1,17 @@
-"""Takes the examples out of the documentation, and runs projects that are made of them.
-
-An example that is run has a caption: the name of its file, or what it is. Several with one caption
-follow each other; one with "(first)" behind it begins them.
-"""
+"""Runs projects that are made of the examples in the documentation (tests/documents.py)."""
 
 from __future__ import annotations
 
 import os
-import re
+import shlex
 import subprocess
 import sys
-import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-_BLOCK = re.compile(r"^\.\. code-block:: \w+\n   :caption: (.+)\n\n((?:   .*\n|\n)+)", re.MULTILINE)
+from tests.documents import ROOT
 
-
-def files_of(page: str) -> dict[str, str]:
-    """Return the examples of a page of docs/ by their captions."""
-    found: dict[str, str] = {}
-    for caption, block in _BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
-        name, first, _ = caption.partition(" (first)")
-        code = textwrap.dedent(block).strip("\n") + "\n"
-        before = found.get(name, "")
-        found[name] = f"{code}\n{before}" if first else f"{before}\n\n{code}" if before else code
-    return found
-
-
-def continued(code: str) -> str:
-    """Put the value that a name has already where an example has `NAME = [...,` or `{...,`."""
-    code = re.sub(r"^(\w+) = \[(\s*)\.\.\.", r"\1 = [\2*\1", code, flags=re.MULTILINE)
-    return re.sub(r"^(\w+) = \{(\s*)\.\.\.", r"\1 = {\2**\1", code, flags=re.MULTILINE)
+__all__ = ["Project", "typed"]
 
 
 class Project:
@@ -60,3 +40,13 @@ class Project:
         output = done.stdout + done.stderr
         assert done.returncode == 0, output
         return output
+
+
+def typed(commands: Iterable[str]) -> str:
+    """Return Python that runs commands of manage.py, in one process that ends if one fails."""
+    lines = ["from django.core.management import execute_from_command_line"]
+    for command in commands:
+        python, *arguments = shlex.split(command)
+        assert (python, arguments[0]) == ("python", "manage.py"), command
+        lines.append(f"execute_from_command_line({arguments})")
+    return "\n".join([*lines, ""])

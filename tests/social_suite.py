@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.test import Client
-from django.urls import include, path
 
-from tests.social_login import tokens
+from accesspass.models import Account
+from tests.documents import module_of, settings_of, shown
 
-urlpatterns = [
-    path("accounts/", include("allauth.urls")),
-    path("auth/", include("accesspass.urls")),
-    path("tokens/", tokens),
-]
+SETUP, URLS = shown("docs/how-to/social-login.rst", "python")
+urlpatterns: list[Any] = module_of(
+    URLS.replace("shop.views", "tests.social_login"), urlpatterns=[]
+).urlpatterns
+
+
+def test_the_settings_are_those_of_the_page() -> None:
+    made = settings_of(SETUP)
+    assert len(made) == 4
+    assert {name: getattr(settings, name) for name in made} == made
 
 
 def test_whoever_a_provider_vouches_for_gets_tokens(client: Client, db: None) -> None:
@@ -25,3 +33,16 @@ def test_whoever_a_provider_vouches_for_gets_tokens(client: Client, db: None) ->
     assert checked["user"]["username"] == "ada"
     assert not checked["email_confirmed"]
     assert not get_user_model().objects.get().has_usable_password()
+
+
+def test_an_address_that_allauth_has_confirmed_is_taken_over(client: Client, db: None) -> None:
+    (code,) = shown("docs/how-to/migrate/dj-rest-auth.rst", "python")
+    for number, name, verified in ((1, "ada", "on"), (2, "bob", "")):
+        provider = client.post("/accounts/dummy/login/").headers["Location"]
+        person = {"id": number, "username": name, "email": f"{name}@example.org"}
+        client.post(provider, {**person, "email_verified": verified})
+        client.logout()
+    module_of(code)
+    assert [x.user.username for x in Account.objects.exclude(confirmed_at=None)] == ["ada"]
+    (account,) = Account.objects.filter(user__username="ada")
+    assert account.is_confirmed(account.user)

@@ -487,8 +487,11 @@ def test_adopt_makes_accounts_in_batches_and_may_be_run_again(
 
 
 def test_adopt_may_take_the_addresses_for_confirmed(make_user: MakeUser) -> None:
+    early = make_user("ann")
+    adopt()
     users = [make_user("bob"), make_user("eve")]
     adopt("--confirmed")
+    assert Account.objects.get(user=early).confirmed_at is None  # who had an account already
     with override_settings(ACCESSPASS={**BASE, "REQUIRE_CONFIRMED_EMAIL": True}):
         for user in users:
             assert accounts.log_in(user.email, PASSWORD)[0] == user

@@ -13,6 +13,7 @@ from rest_framework.test import APIClient
 
 from accesspass import mail
 from tests.conftest import PASSWORD
+from tests.documents import settings_of, shown
 
 pytestmark = [
     pytest.mark.skipif(
@@ -25,8 +26,9 @@ BODY = {"username": "ada", "email": "ada@example.org", "password": PASSWORD, "fi
 
 @pytest.fixture(autouse=True)
 def project() -> Iterator[None]:
-    options = {"BASE_URL": "https://shop.example.com", "HOOKS": "tests.customise.ShopHooks"}
-    with override_settings(ACCESSPASS=options, ROOT_URLCONF="tests.customise"):
+    (code,) = shown("docs/how-to/customise.rst", "python")
+    made = settings_of(code.replace("shop.hooks", "tests.customise"))
+    with override_settings(**made, ROOT_URLCONF="tests.customise"):
         yield
 
 

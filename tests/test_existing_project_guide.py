@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.guides import Project, files_of
+from tests.documents import commands, files_of, shown
+from tests.guides import Project, typed
 
-SHOWN = files_of("how-to/existing-project.rst")
+SHOWN = files_of("docs/how-to/existing-project.rst")
 FAST = "PASSWORD_HASHERS = ['django.contrib.auth.hashers.MD5PasswordHasher']\n"
 BEFORE = """
 import django
@@ -22,7 +23,7 @@ django.setup()
 from django.core.management import call_command
 from django.test import Client
 call_command("check", fail_level="WARNING")
-call_command("migrate", verbosity=0)
+MIGRATE
 
 def send(method, name, body=None, token=""):
     headers = {"Authorization": "Bearer " + token} if token else {}
@@ -33,7 +34,7 @@ def send(method, name, body=None, token=""):
 # A user from before logs in at once, and after accesspass_adopt by any spelling.
 password = "a horse, a nail"
 assert send("post", "login", {"username": "Ada", "password": password})[0] == 200
-call_command("accesspass_adopt", verbosity=0)
+ADOPT
 for name in ("ADA", "ada@EXAMPLE.com"):
     assert send("post", "login", {"username": name, "password": password})[0] == 200
 
@@ -78,6 +79,9 @@ def test_ten_lines_and_nothing_of_the_projects_is_lost(tmp_path: Path) -> None:
     project.write(before)
     project.run("-c", BEFORE, DJANGO_SETTINGS_MODULE="shop.settings")
     project.write({name: apply(diff, before[name]) for name, diff in diffs.items()})
-    project.run("-c", AFTER, DJANGO_SETTINGS_MODULE="shop.settings")
+    (console,) = shown("docs/how-to/existing-project.rst", "console")
+    *migrate, adopt = commands(console)
+    after = AFTER.replace("MIGRATE\n", typed(migrate)).replace("ADOPT\n", typed([adopt]))
+    project.run("-c", after, DJANGO_SETTINGS_MODULE="shop.settings")
     project.write(before)
     project.run("-c", AGAIN, DJANGO_SETTINGS_MODULE="shop.settings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import accesspass
 from accesspass import mail
 from accesspass.models import MailRequest
+from tests.documents import shown
 
 PACKAGE = Path(accesspass.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "log-events.rst"
@@ -99,6 +101,9 @@ def test_every_event_is_documented_with_its_level_and_its_fields() -> None:
         (event, level, frozenset(re.findall(r"``(\w+)``", names))) for event, level, names in rows
     }
     assert documented == {(x.event, x.level, x.fields) for x in lines()}
+    (example,) = shown("docs/reference/log-events.rst", "json")
+    fields = json.loads(example)
+    assert (fields.pop("event"), frozenset(fields)) in {(x.event, x.fields) for x in lines()}
 
 
 @pytest.mark.django_db

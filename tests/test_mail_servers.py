@@ -23,6 +23,7 @@ from accesspass import email_keys, mail
 from accesspass.email_keys import PASSWORD_RESET
 from accesspass.models import MailRequest
 from tests import mail_servers
+from tests.documents import settings_of, shown
 from tests.mail_servers import SILENT, Provider, SMTPServer
 from tests.servers import free_port, wait_until
 from tests.test_mail import KEY
@@ -95,6 +96,19 @@ def test_a_server_that_is_not_there_loses_nothing(user: Any, smtp: SMTPServer) -
 
 
 # Providers
+
+
+def test_the_page_sets_up_a_provider(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = shown("docs/how-to/emails.rst", "python")
+    monkeypatch.setenv("POSTMARK_SERVER_TOKEN", "token")
+    made = settings_of(code, os=os)
+    with mail_servers.postmark() as server:
+        made["ANYMAIL"]["POSTMARK_API_URL"] = server.url
+        with override_settings(**made):
+            mail.ask(PASSWORD_RESET, user.email)
+            mail.deliver()
+        ((to, subject, _text),) = server.accepted
+    assert (to, subject) == (user.email, SUBJECT)
 
 
 def anymail(name: str, url: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import OperationalError
+from django.test import override_settings
 from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -35,6 +36,7 @@ from accesspass.exceptions import Busy, InvalidToken, Unavailable
 from accesspass.metrics import Counter, Duration, Gauge
 from accesspass.tokens import TokenType, mint
 from tests.cluster import Answer, Cluster, exchange
+from tests.documents import settings_of, shown
 from tests.servers import wait_until
 from tests.sessions import forget, options, replicated
 
@@ -263,7 +265,8 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(registry._collector_to_names)
     sinks = {x: list(x.sinks) for x in metrics.METRICS if isinstance(x, Duration)}
     monkeypatch.setattr(metrics, "_on", {})
-    with options(TELEMETRY=("prometheus",)):
+    telemetry, _urls = shown("docs/how-to/monitoring.rst", "python")
+    with override_settings(**settings_of(telemetry)):
         metrics.switch_on()
     yield
     atexit.unregister(metrics._on["prometheus"].flush)

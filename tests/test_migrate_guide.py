@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.guides import Project, continued, files_of
+from tests.documents import commands, continued, files_of, shown
+from tests.guides import Project, typed
 
-INDEX = files_of("how-to/migrate/index.rst")
-KNOX = files_of("how-to/migrate/knox.rst")
-JWT = files_of("how-to/migrate/simplejwt.rst")
-AUTHTOKEN = files_of("how-to/migrate/authtoken.rst")
-DJOSER = files_of("how-to/migrate/djoser.rst")
+INDEX = files_of("docs/how-to/migrate/index.rst")
+KNOX = files_of("docs/how-to/migrate/knox.rst")
+JWT = files_of("docs/how-to/migrate/simplejwt.rst")
+AUTHTOKEN = files_of("docs/how-to/migrate/authtoken.rst")
+DJOSER = files_of("docs/how-to/migrate/djoser.rst")
+# The commands that these pages type.
+(FIRST,) = shown("docs/how-to/migrate/index.rst", "console")
+(KNOX_LAST,) = shown("docs/how-to/migrate/knox.rst", "console")
+(JWT_LAST,) = shown("docs/how-to/migrate/simplejwt.rst", "console")
 
 BEFORE = """
 SECRET_KEY = "tests-only-tests-only-tests-only-tests-only"
@@ -99,10 +104,10 @@ assert {hello(token) for token in tokens.values()} == {200}
 kept.write_text(json.dumps(tokens))
 """
 KNOX_BOTH = """
-call_command("migrate", verbosity=0)
 call_command("check", fail_level="WARNING")
+exec(pathlib.Path("start.py").read_text())
 exec(pathlib.Path("waiting.py").read_text())
-call_command("accesspass_adopt", confirmed=True)
+exec(pathlib.Path("adopt.py").read_text())
 from accesspass.models import Account, Session
 confirmed = {x.user.username: x.is_confirmed(x.user) for x in Account.objects.all()}
 assert confirmed == {"ada": True, "bob": True, "eve": True, "zoe": False}, confirmed
@@ -134,8 +139,7 @@ with mock.patch.object(QuerySet, "delete", lambda self: (0, {})):
 assert (status, body["code"], Session.objects.count()) == (401, "invalid_token", before)
 assert hello(tokens["eve"]) == 200
 kept.write_text(json.dumps({"tokens": tokens, "pairs": pairs}))
-call_command("shell", command="AuthToken.objects.all().delete()", verbosity=0)
-call_command("migrate", "knox", "zero", verbosity=0)
+exec(pathlib.Path("end.py").read_text())
 """
 KNOX_AFTER = """
 from django.apps import apps
@@ -163,6 +167,7 @@ assert hello("Token " + AuthToken.objects.create(ada)[1]) == 200
 
 
 def test_from_knox_to_here_and_back_with_nobody_logged_out(tmp_path: Path) -> None:
+    *start, adopt = commands(FIRST)
     project = project_at(tmp_path, '"knox"', "knox.auth.TokenAuthentication")
     both = continued(INDEX["settings, while both are accepted"])
     after = "from shop.both import *\nINSTALLED_APPS.remove('knox')\nROOT_URLCONF = 'shop.urls'\n"
@@ -176,6 +181,9 @@ def test_from_knox_to_here_and_back_with_nobody_logged_out(tmp_path: Path) -> No
             "shop/after.py": after + continued(KNOX["settings, without knox"]),
             "shop/urls.py": URLS + "urlpatterns += [path('auth/', include('accesspass.urls'))]\n",
             "waiting.py": DJOSER["users who wait"],
+            "start.py": typed(start),
+            "adopt.py": typed([f"{adopt} --confirmed"]),
+            "end.py": typed(commands(KNOX_LAST)),
         }
     )
     step(project, "before", KNOX_BEFORE)
@@ -209,8 +217,7 @@ another = RefreshToken.for_user(ada)
 assert post("/auth/exchange/", {"refresh": str(another)})[0] == 401
 for token in (pair["access_token"], another.access_token, "nonsense", "ap_at_nonsense"):
     assert hello(f"Bearer {token}") == 401
-call_command("shell", command="OutstandingToken.objects.all().delete()", verbosity=0)
-call_command("migrate", "token_blacklist", "zero", verbosity=0)
+exec(pathlib.Path("end.py").read_text())
 """
 
 
@@ -267,6 +274,7 @@ def test_both_are_accepted_side_by_side(
             "shop/urls_both.py": URLS + continued(KNOX["urls, while knox is accepted"]),
             "shop/authentication.py": INDEX["shop/authentication.py"],
             "shop/exchange.py": page["shop/exchange.py"],
+            "end.py": typed(commands(JWT_LAST)),
             "left.py": AUTHTOKEN["who has not come by"].replace("\nToken", "\nleft = Token"),
         }
     )

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster
+from tests.documents import shown
 
 ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "docs" / "reference" / "openapi.yaml"
 PROGRAM = ROOT / "tests" / "openapi_client.py"
 
 pytestmark = pytest.mark.pipeline
@@ -34,11 +36,20 @@ def run(*command: str | Path, **environment: str) -> None:
 def client(tmp_path: Path) -> Path:
     """Return the folder of the package `shop_client`."""
     pytest.importorskip("openapi_python_client")
-    package = tmp_path / "shop_client"
-    schema = ROOT / "docs" / "reference" / "openapi.yaml"
-    options: list[str | Path] = ["--path", schema, "--meta", "none", "--output-path", package]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff
-    run("openapi_python_client", "generate", *options, "--fail-on-warning", PATH=path)
+    _install, script = shown("docs/how-to/openapi.rst", "sh")
+    describe, generate = script.splitlines()
+    (tmp_path / "manage.py").symlink_to(ROOT / "manage.py")
+    settings = "--settings=tests.settings.own_user --urlconf=accesspass.urls"
+    for command in (f"{describe} {settings}", f"{generate} --fail-on-warning"):
+        done = subprocess.run(
+            ["sh", "-c", command],
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "openapi.yaml").read_bytes() == SCHEMA.read_bytes()
     return tmp_path
 
 

@@ -13,6 +13,7 @@ import django
 import pytest
 
 from accesspass.cache.backend import OPTIONS
+from tests.documents import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,13 +53,8 @@ PROMISES = {
 }
 
 
-def block(name: str) -> str:
-    """Return the code between the markers of this name."""
-    found = re.search(
-        rf"<!-- {name} begins -->\n```\w+\n(.*?)```\n<!-- {name} ends -->", README, re.S
-    )
-    assert found is not None, f"README has no block {name}"
-    return found[1]
+(DEMO,) = shown("README.md", "text")
+(SETTINGS,) = shown("README.md", "python")
 
 
 def without_measurements(text: str) -> list[str]:
@@ -82,12 +78,12 @@ def test_the_output_in_readme_is_what_the_demo_prints() -> None:
         [sys.executable, str(demo), "--exit"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    shown, printed = block("demo"), done.stdout
-    assert len(shown.splitlines()) > 20
-    if f"Django {django.VERSION[0]}.{django.VERSION[1]}." not in shown:
+    expected, printed = DEMO, done.stdout
+    assert len(expected.splitlines()) > 20
+    if f"Django {django.VERSION[0]}.{django.VERSION[1]}." not in expected:
         # Each Django has savepoints and queries of its own. None is none for all of them.
-        shown, printed = (re.sub(r"(?m)[1-9]\d*$", "N", text) for text in (shown, printed))
-    assert without_measurements(shown) == without_measurements(printed)
+        expected, printed = (re.sub(r"(?m)[1-9]\d*$", "N", text) for text in (expected, printed))
+    assert without_measurements(expected) == without_measurements(printed)
 
 
 def test_the_five_lines_are_all_that_a_new_project_needs(tmp_path: Path) -> None:
@@ -106,7 +102,7 @@ def test_the_five_lines_are_all_that_a_new_project_needs(tmp_path: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    lines = block("settings").splitlines()
+    lines = SETTINGS.splitlines()
     assert len(lines) == 5
     kept = {
         "INSTALLED_APPS": "*INSTALLED_APPS",
@@ -175,4 +171,4 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"Python {python[1]} or newer" in README
     made = "a server with three workers"
     assert made in README
-    assert "gunicorn with 3 workers" in block("demo")
+    assert "gunicorn with 3 workers" in DEMO

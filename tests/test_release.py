@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 import accesspass
-from tests.documents import Block, blocks
+from tests.documents import Block, blocks, commands
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-TUTORIALS = ROOT / "docs" / "tutorial"
 
 pytestmark = pytest.mark.pipeline
 
@@ -144,12 +143,12 @@ class Reader:
         self.printed = ""
         self.compared = 0
 
-    def follow(self, page: Path) -> None:
-        for block in blocks(page):
+    def follow(self, page: str) -> None:
+        for block in blocks(ROOT / page):
             if block.language == "python" and block.caption is not None:
                 write(block, self.project)
             elif block.language == "console":
-                for command in block.commands():
+                for command in commands(block.text):
                     self.type(command)
                     self.keep_tokens()
             elif block.language == "json":
@@ -179,8 +178,8 @@ class Reader:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorials call curl")
 def test_the_tutorials_are_literally_right(terminal: Terminal, tmp_path: Path) -> None:
     reader = Reader(terminal, tmp_path / "work" / "shop")
-    reader.follow(TUTORIALS / "quickstart.rst")
-    reader.follow(TUTORIALS / "two-nodes.rst")
+    reader.follow("docs/tutorial/quickstart.rst")
+    reader.follow("docs/tutorial/two-nodes.rst")
     assert reader.compared == 9
     assert "sqlite" in reader.printed  # accesspass_status names the engine
     assert "site-packages" in terminal.run("python -c 'import accesspass as x; print(x.__file__)'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from accesspass import mail
 from accesspass.email_keys import CONFIRM
 from accesspass.models import Account, Session
 from tests.conftest import PASSWORD
+from tests.documents import settings_of, shown
 from tests.test_mail import key_in
 
 
 @pytest.fixture
 def device(user: Any) -> Any:
-    with override_settings(ACCESSPASS={"HOOKS": "tests.second_factor.SecondFactor"}):
+    (code,) = shown("docs/how-to/second-factor.rst", "python")
+    with override_settings(**settings_of(code.replace("myproject.hooks", "tests.second_factor"))):
         yield TOTPDevice.objects.create(user=user, name="phone", confirmed=True)
 
 
@@ -37,6 +40,8 @@ def test_a_login_needs_the_code(api: APIClient, user: Any, device: Any) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "code_required")
     assert not Session.objects.exists()
     code = code_of(device)
+    (body,) = shown("docs/how-to/second-factor.rst", "json")
+    assert list(json.loads(body)) == ["username", "password", "code"]
     assert log_in(api, user, "wrong", code=code).json()["code"] == "invalid_credentials"
     assert log_in(api, user, code=code).status_code == 200
     # A code is good once.

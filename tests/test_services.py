@@ -16,6 +16,7 @@ from django.test import override_settings
 from accesspass.cache import ReplicatedCache
 from accesspass.tokens import TokenType, mint
 from tests.cluster import Cluster, ResourceServer
+from tests.documents import module_of, shown
 from tests.servers import (
     free_port,
     require_postgresql,
@@ -116,7 +117,12 @@ def test_authlib_introspects_and_revokes_unmodified() -> None:
     with Cluster(workers=1) as auth:
         secret = auth.environment["ACCESSPASS_SERVICE_SECRET"]
         base = f"http://{auth.host}:{auth.port}/auth"
-        service = OAuth2Session("notes", secret, token_endpoint_auth_method="client_secret_basic")
+        _clients, code = shown("docs/how-to/resource-servers.rst", "python")
+        code = code.replace("https://auth.example.com/auth", base)
+        code = code.replace("service.introspect", "said = service.introspect")
+        example = module_of(code, OAuth2Session=OAuth2Session, secret=secret, token="nonsense")
+        assert example.said == {"active": False}
+        service = example.service
 
         class Validator(IntrospectTokenValidator):
             def introspect_token(self, token_string: str) -> Any:

@@ -10,6 +10,7 @@ from django.test import Client, override_settings
 from django.urls import include, path
 
 from accesspass.models import Session
+from tests.documents import fetched, shown
 from tests.social_login import tokens
 from tests.suites import run_suite
 
@@ -51,6 +52,16 @@ def test_another_site_cannot_make_a_browser_fetch_tokens(user: Any) -> None:
     assert client.post("/tokens/").status_code == 403
     assert client.get("/tokens/").status_code == 405
     assert not Session.objects.exists()
+
+
+def test_the_script_of_the_page_fetches_them(user: Any) -> None:
+    (script,) = shown("docs/how-to/social-login.rst", "javascript")
+    client = Client(enforce_csrf_checks=True)
+    enter(client, user)
+    client.cookies["csrftoken"] = "a" * 32
+    asked = fetched(script, document={"cookie": f"theme=dark; csrftoken={'a' * 32}"})
+    answer = client.generic(asked["method"], asked["url"], headers=asked["headers"])
+    assert (answer.status_code, answer.json()["token_type"]) == (200, "Bearer")
 
 
 @pytest.mark.pipeline

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guides import Project, files_of
+from tests.documents import files_of
+from tests.guides import Project
 
 SETTINGS = """
 SECRET_KEY = "tests-only-tests-only-tests-only-tests-only"
@@ -89,7 +90,14 @@ PYTEST = ["-m", "pytest", "-q", "-Werror"]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    shown = files_of("how-to/testing.rst")
+    shown = files_of("docs/how-to/testing.rst")
+    assert set(shown) == {
+        "conftest.py",
+        "shop/settings.py",
+        "shop/test_sessions.py",
+        "shop/tests.py",
+        "shop/views.py",
+    }
     made = Project(tmp_path)
     made.write({"shop/__init__.py": "", "shop/urls.py": URLS, "shop/tests_each.py": ISOLATION})
     made.write({**shown, "shop/settings.py": SETTINGS + shown["shop/settings.py"]})

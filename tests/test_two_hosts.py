@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.two_hosts import no_namespaces
+from tests.documents import shown
 from tests.servers import require_postgresql, require_valkey
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "explanation" / "two-hosts.rst"
 EVENT = re.compile(r"^ *(-?[\d,]+) ms  (host \w|link \w) +(.*)$", re.MULTILINE)
 
 
@@ -52,9 +52,9 @@ def test_a_host_that_is_cut_off_stops_accepting_in_time_and_heals(log: str, link
 
 
 def test_the_page_shows_a_whole_timeline_for_each_log() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    for log in ("postgresql", "valkey"):
-        begin, end = (f".. timeline {log} {word}" for word in ("begins", "ends"))
-        shown = events(text.partition(begin)[2].partition(end)[0])
-        assert ("link B", "cut") in shown
-        assert shown[-1] == ("host B", "200 with that token")
+    postgresql, valkey = shown("docs/explanation/two-hosts.rst", "text")
+    for log, text in (("PostgreSQL", postgresql), ("Valkey", valkey)):
+        assert f"the log on {log};" in text
+        seen = events(text)
+        assert ("link B", "cut") in seen
+        assert seen[-1] == ("host B", "200 with that token")

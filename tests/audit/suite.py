@@ -10,6 +10,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core import mail as outbox
 from django.core.cache import caches
@@ -25,6 +26,7 @@ from accesspass import accounts, background, mail, sessions, signals
 from accesspass.audit import receivers
 from accesspass.audit.models import Event
 from accesspass.models import Account
+from tests.documents import module_of, settings_of, shown
 from tests.sessions import options, replicated
 
 __all__ = ["replicated"]
@@ -75,6 +77,23 @@ def test_every_signal_of_the_library_is_an_action() -> None:
         "user_logged_out",
         "user_login_failed",
     }
+
+
+def test_the_examples_of_the_page_read_and_anonymise(
+    api: APIClient, user: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app, reading, anonymising = shown("docs/how-to/audit.rst", "python")
+    assert settings_of(app)["INSTALLED_APPS"] == settings.INSTALLED_APPS
+    body = {"username": user.get_username(), "password": PASSWORD}
+    token = post(api, "login/", body, expect=200)["access_token"]
+    post(api, "logout/", token=token, expect=204)
+    module_of(reading, user=user)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in printed] == actions()[::-1]
+    assert all("192.0.2.7" in line for line in printed)
+    module_of(anonymising, Event=Event, user_id=user.pk)
+    assert not Event.objects.of(user).exists()
+    assert not Event.objects.exclude(ip=None).exists()
 
 
 def test_the_life_of_an_account_is_recorded_with_who_and_from_where(api: APIClient) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
 
 from accesspass.cache import ReplicatedCache
 from accesspass.cache.engines.base import Engine
 from tests.cache.conftest import MakeEngine
 from tests.cache.test_engine_contract import *  # noqa: F403 - every claim, on this engine
+from tests.documents import settings_of, shown
 
 _PATH = Path(__file__).parent.parent.parent / "docs" / "how-to" / "file_engine.py"
 
@@ -53,6 +56,14 @@ def test_two_nodes_share_a_cache_on_an_engine_of_ones_own(file_engine: Any, tmp_
     other.delete("key")
     assert one.get("key") is None
     assert one.status()["engine"] == "file"
+
+
+def test_the_settings_of_the_page_take_it(file_engine: Any, tmp_path: Path) -> None:
+    (code,) = shown("docs/how-to/writing-an-engine.rst", "python")
+    code = code.replace("/var/lib/shop", str(tmp_path)).replace("shop.file_engine", "file_engine")
+    with override_settings(**settings_of(code)):
+        caches["accesspass"].set("key", "value")
+        assert node(tmp_path, 3604).get("key") == "value"
 
 
 def test_an_engine_that_cannot_be_imported_is_named(tmp_path: Path) -> None:

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.test import override_settings
 
 from accesspass.cache.backend import OPTIONS, ReplicatedCache
 from accesspass.cache.engines import resolve
 from accesspass.cache.engines.base import Change, Condition, Engine
 from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
+from tests.documents import commands, module_of, settings_of, shown
 from tests.servers import (
     HOST,
     Missing,
@@ -198,18 +201,32 @@ def test_twenty_processes_that_begin_together_agree_on_one_log(location: str) ->
     assert sorted(int(seq) for _, _, seq in answers) == list(range(1, 21))
 
 
-def test_a_role_that_may_not_create_is_told_and_the_printed_script_helps(
-    server: PostgreSQL, make_engine: MakeEngine
+def test_a_role_that_may_not_create_is_told_and_what_the_page_types_helps(
+    server: PostgreSQL, make_engine: MakeEngine, tmp_path: Path
 ) -> None:
-    server.execute("CREATE ROLE clerk LOGIN")
-    server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    engine = make_engine(server.url(user="clerk"))
+    (console,) = shown("docs/how-to/engines.rst", "console")
+    (grant,) = shown("docs/how-to/engines.rst", "psql")
+    status, create, open_ = commands(console)
+    server.create_database("shop")
+    server.execute("CREATE ROLE shop LOGIN")
+    server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", database="shop")
+    engine = make_engine(server.url("shop", user="shop"))
     with pytest.raises(EngineUnavailable, match=r"tables of accesspass_cache .* not be made"):
         engine.changes(0, 0)
-    server.execute(schema())
-    server.execute(
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON accesspass_cache, accesspass_cache_meta TO clerk"
-    )
+    assert status == "python manage.py accesspass_status --schema > cache.sql"
+    (tmp_path / "cache.sql").write_text(schema())  # which is what that prints
+    path = f"{server.binaries}{os.pathsep}{os.environ['PATH']}"
+    login = {"PGHOST": HOST, "PGPORT": str(server.port), "PGUSER": "postgres"}
+    for command, said in ((create, ""), (open_, grant)):
+        subprocess.run(
+            ["sh", "-c", command],
+            input=said,
+            cwd=tmp_path,
+            env={**os.environ, **login, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     assert put(engine, "key") == 1
     assert value_of(engine, "key") == "value"
     engine.clear()
@@ -221,6 +238,28 @@ def test_the_script_can_be_run_again_without_harm(location: str, make_engine: Ma
     put(engine, "key")
     execute(location, schema())
     assert value_of(engine, "key") == "value"
+
+
+def test_a_cache_of_ones_own_is_as_the_reference_shows(
+    location: str, request: pytest.FixtureRequest
+) -> None:
+    code, use = shown("docs/reference/cache.rst", "python")
+    code = code.replace("postgresql://shop@db.internal/shop", location)
+    with override_settings(**settings_of(code)):
+        cache: Any = caches["shop"]
+        request.addfinalizer(cache._follower.stop)
+        others: Any = ReplicatedCache(
+            location, {"OPTIONS": {"TABLE": "shop_cache", "RETENTION": 3601}}
+        )
+        request.addfinalizer(others._follower.stop)
+        done = use.replace("...", "told.append(1)")
+        told: list[int] = []
+        for _ in range(2):
+            module_of(done, told=told)
+    # Both times there is maintenance; the report is made once.
+    assert len(told) == 3
+    assert others.get("maintenance") is True
+    assert others.get("report-2026-11") == "me"
 
 
 def test_tables_of_other_names_and_schemas_are_other_logs(

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import importlib
 import os
-import re
 import select
+import shlex
 import signal
 import socket
 import ssl
@@ -27,6 +27,7 @@ from accesspass.cache.backend import ReplicatedCache
 from accesspass.cache.engines import resolve
 from accesspass.cache.engines.base import Change, Condition, Engine
 from accesspass.cache.exceptions import CacheError, EngineUnavailable, EngineUncertain
+from tests.documents import shown
 from tests.servers import (
     HOST,
     Missing,
@@ -780,10 +781,10 @@ def test_with_min_replicas_what_was_confirmed_survives_on_the_replica(
 def test_a_user_with_the_rights_that_the_documentation_names_can_do_everything(
     server: Valkey, make_engine: MakeEngine
 ) -> None:
-    page = Path(__file__).parents[2] / "docs" / "how-to" / "engines.rst"
-    rule = re.search(r"^ +(ACL SETUSER .*?)\n\n", page.read_text(), re.S | re.M)
-    assert rule is not None
-    server.execute(*rule[1].split())
+    configuration, rule = shown("docs/how-to/engines.rst", "none")
+    for line in configuration.splitlines():
+        server.execute("CONFIG", "SET", *shlex.split(line))
+    server.execute(*rule.split())
     engine = make_engine(f"redis://shop:secret@{HOST}:{server.port}", namespace="accesspass")
     for call in CALLS.values():
         call(engine)
