@@ -47,6 +47,8 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+# Where it is set, each of the suite's hundreds of processes compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
     bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts profile screenshots \
