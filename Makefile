@@ -65,6 +65,8 @@ define run_under
 	    status=$$?; [ $$status -eq 5 ] && [ -n '$(subst ','\'',$(ARGS))' ] || exit $$status; }
 endef
 
+# About half of a test is waiting: for processes that it has started, or for what must become stale.
+test: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
 test: $(VENV)/.has-dev
 	$(call run_under,default_user,$(APART_FROM_USERS))
 	@echo "== with tests.settings.own_user"
