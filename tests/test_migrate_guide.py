@@ -162,6 +162,7 @@ assert hello("Token " + AuthToken.objects.create(ada)[1]) == 200
 """
 
 
+@pytest.mark.pipeline
 def test_from_knox_to_here_and_back_with_nobody_logged_out(tmp_path: Path) -> None:
     project = project_at(tmp_path, '"knox"', "knox.auth.TokenAuthentication")
     both = continued(INDEX["settings, while both are accepted"])
