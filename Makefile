@@ -45,8 +45,14 @@ APART_FROM_USERS := --ignore=tests/cache $(addprefix --ignore=,$(wildcard \
     tests/test_social_login.py tests/test_testing_guide.py tests/test_throttling.py \
     tests/test_tokens.py tests/test_triggers.py tests/test_two_hosts.py))
 
+# Two for each core: half of what runs under one user model alone is waiting, for processes that start
+# and for what must become stale. The long tests measure, and have the cores to themselves.
+WORKERS ?= $(shell expr 2 '*' "$$(getconf _NPROCESSORS_ONLN)")
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+# Where it is set, each of the suite's hundreds of processes compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-long matrix messages schema mutants lint types docs bench bench-cache \
     bench-enumeration bench-scale bench-sessions demo-cluster demo-hosts profile screenshots \
@@ -66,7 +72,7 @@ endef
 test: $(VENV)/.has-dev
 	$(call run_under,default_user,$(APART_FROM_USERS))
 	@echo "== with tests.settings.own_user"
-	@$(PY) -m pytest --ds=tests.settings.own_user $(ARGS)
+	@PYTEST_XDIST_AUTO_NUM_WORKERS=$(WORKERS) $(PY) -m pytest --ds=tests.settings.own_user $(ARGS)
 
 test-long: $(VENV)/.has-dev $(VENV)/.has-browser
 	$(call run_under,uuid_user,$(APART_FROM_USERS))

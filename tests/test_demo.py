@@ -39,6 +39,7 @@ def assert_gone(workers: set[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.pipeline
 def test_the_demo_keeps_every_promise_and_stops_all_it_started() -> None:
     done = subprocess.run([*DEMO, "--exit"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -58,8 +58,10 @@ def get(where: str = "") -> tuple[int, dict[str, str]]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_asked() -> None:
+def _nothing_asked() -> Iterator[None]:
     health._forget()
+    yield
+    wait_until(lambda: not health._out)  # or a thread would not find itself on the next one's list
 
 
 # In one process -------------------------------------------------------------------------------

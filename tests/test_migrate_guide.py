@@ -166,6 +166,7 @@ assert hello("Token " + AuthToken.objects.create(ada)[1]) == 200
 """
 
 
+@pytest.mark.pipeline
 def test_from_knox_to_here_and_back_with_nobody_logged_out(tmp_path: Path) -> None:
     *start, adopt = commands(FIRST)
     project = project_at(tmp_path, '"knox"', "knox.auth.TokenAuthentication")

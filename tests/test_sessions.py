@@ -549,12 +549,18 @@ def test_logout_without_a_token_asks_for_one() -> None:
         sessions.logout()
 
 
+def give_up_soon() -> None:
+    """Wait for the engine for a moment only, since it is out of reach."""
+    caches["accesspass"]._follower.engine.deadline = 0.1  # type: ignore[attr-defined]
+
+
 def test_a_revocation_without_the_engine_is_recorded_and_arrives_later(
     user: Any, tmp_path: Any
 ) -> None:
     path = tmp_path / "sessions.cache"
     with cache_settings(f"sqlite:///{path}"):
         pair = sessions.start(user)
+        give_up_soon()
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             assert sessions.revoke(pair.session_id) is False
@@ -575,6 +581,7 @@ def test_login_and_refresh_succeed_without_the_engine(user: Any, tmp_path: Any) 
     path = tmp_path / "sessions.cache"
     with cache_settings(f"sqlite:///{path}"):
         sessions.start(user)
+        give_up_soon()
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             pair = sessions.start(user)

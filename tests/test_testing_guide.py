@@ -113,9 +113,8 @@ def test_under_djangos_runner(project: Project, options: list[str]) -> None:
     assert "\nOK\n" in output
 
 
-@pytest.mark.parametrize(
-    "options", [[], pytest.param(["-p", "xdist.plugin", "-n2"], marks=pytest.mark.pipeline)]
-)
+@pytest.mark.pipeline
+@pytest.mark.parametrize("options", [[], ["-p", "xdist.plugin", "-n2"]])
 def test_under_pytest(project: Project, options: list[str]) -> None:
     command = [*PYTEST, "-p", "pytest_django.plugin", "--ds=shop.settings", *options]
     tests = ["shop/tests.py", "shop/tests_each.py", "shop/test_sessions.py"]

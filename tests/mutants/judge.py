@@ -25,6 +25,7 @@ __all__ = ["Verdict", "collected", "judge", "run"]
 _COPIED = ("accesspass", "tests", "pyproject.toml")
 # More at a time, and the tests' own deadlines are missed for the wrong reason.
 _AT_A_TIME = 2
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 # After so many seconds a run is interrupted: a test that hangs has found nothing out. One that
 # cannot be interrupted ends by the faulthandler_timeout of pyproject.toml.
 _PATIENCE = 120
@@ -66,17 +67,17 @@ class _Ran(NamedTuple):
     said: str
 
 
+def _inherited() -> dict[str, str]:
+    """The environment, without what an outer pytest has set, which is not for an inner one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 def _pytest(tree: Path, *arguments: str) -> _Ran:
     report = tree / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    # What an outer pytest has set is not for this one.
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
-    }
     with subprocess.Popen(
-        [*command, f"--basetemp={tree / 'tmp'}", f"--junitxml={report}"],
+        [*_PYTEST, *arguments, f"--basetemp={tree / 'tmp'}", f"--junitxml={report}"],
         cwd=tree,
-        env={**inherited, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**_inherited(), "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,9 +98,15 @@ def _passed(case: ElementTree.Element) -> bool:
 
 def collected(tests: Sequence[str]) -> list[str]:
     """Return the node ids that pytest finds for those given, and selects without being asked."""
-    with _copy() as tree:
-        said = _pytest(tree, "--collect-only", "-n", "0", *tests).said
-    return [line for line in said.splitlines() if line.startswith("tests/") and "::" in line]
+    done = subprocess.run(
+        [*_PYTEST, "--collect-only", "-n", "0", *tests],
+        cwd=ROOT,
+        env=_inherited(),
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    return [line for line in lines if line.startswith("tests/") and "::" in line]
 
 
 def judge(mutant: Mutant) -> Verdict:
