@@ -34,11 +34,12 @@ class PageServer(Cluster):
     Args:
         store: ``ACCESSPASS_DEMO_STORE``, that of the example if empty.
         debug: ``DJANGO_DEBUG``.
+        settings: more lines for its settings.
     """
 
-    def __init__(self, store: str = "", *, debug: bool = True) -> None:
+    def __init__(self, store: str = "", *, debug: bool = True, settings: str = "") -> None:
         super().__init__(workers=3, store=store)
-        (self.folder / "page_settings.py").write_text(_SETTINGS)
+        (self.folder / "page_settings.py").write_text(_SETTINGS + settings)
         self.url = f"http://{self.host}:{self.port}"
         self.environment.update(
             ACCESSPASS_BASE_URL=self.url,

@@ -500,21 +500,50 @@ def test_every_metric_is_documented_with_its_outcomes() -> None:
                 assert f"``{outcome}``" in said[shown_name(metric)], (metric.name, outcome)
 
 
+BOARD: Any = json.loads((ROOT / "docs/grafana/accesspass.json").read_text(encoding="utf-8"))
+SELECTOR = re.compile(r"(accesspass_\w+)\{([^}]*)\}")
+
+
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
-    board = json.loads((ROOT / "docs" / "grafana" / "accesspass.json").read_text(encoding="utf-8"))
-    queries = [x["expr"] for panel in board["panels"] for x in panel.get("targets", ())]
-    asked = {
-        re.sub(r"_(bucket|count|sum)$", "", name)
-        for query in queries
-        for name in re.findall(r"accesspass_\w+", query)
-    }
-    assert asked == {shown_name(x) for x in metrics.METRICS}
-    outcomes = {
-        outcome for x in metrics.METRICS if isinstance(x, Counter) for outcome in x.outcomes
-    }
+    metrics_by_series: dict[str, Counter | Gauge | Duration] = {}
+    for metric in metrics.METRICS:
+        ends = ("_bucket", "_count", "_sum") if isinstance(metric, Duration) else ("",)
+        metrics_by_series.update((shown_name(metric) + end, metric) for end in ends)
+    queries = [x["expr"] for panel in BOARD["panels"] for x in panel.get("targets", ())]
+    asked = set()
     for query in queries:
-        for value in re.findall(r'outcome=~?"([^"]*)"', query):
-            assert set(value.split("|")) <= outcomes, query
+        selectors = SELECTOR.findall(query)
+        assert len(selectors) == query.count("accesspass_"), query
+        for series, matchers in selectors:
+            metric = metrics_by_series[series]
+            asked.add(metric)
+            outcomes = metric.outcomes if isinstance(metric, Counter) else ()
+            matched = dict(re.findall(r'(\w+)=~"([^"]*)"', matchers))
+            assert matched.pop("job") == "$job", query
+            assert set(matched) <= {"outcome"}, query
+            assert set(matched.get("outcome", "").split("|")) - {""} <= set(outcomes), query
+            assert outcomes or "by (outcome)" not in query, query
+    assert asked == set(metrics.METRICS)
+
+
+def test_the_dashboards_panels_have_their_own_ids_places_and_the_chosen_data_source() -> None:
+    names = {x["name"] for x in BOARD["templating"]["list"]}
+    assert set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(BOARD))) <= names
+    ids = [panel["id"] for panel in BOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in BOARD["panels"]:
+        place = panel["gridPos"]
+        across = range(place["x"], place["x"] + place["w"])
+        cells = {(x, y) for x in across for y in range(place["y"], place["y"] + place["h"])}
+        assert across.stop <= 24, panel["title"]
+        assert cells.isdisjoint(taken), panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            sources = [panel["datasource"], *(x["datasource"] for x in panel["targets"])]
+            assert {x["uid"] for x in sources} == {"${datasource}"}, panel["title"]
+            targets = [x["refId"] for x in panel["targets"]]
+            assert len(set(targets)) == len(targets) > 0, panel["title"]
 
 
 def test_a_time_that_cannot_be_noted_ends_nothing_and_is_said_once(

@@ -2,13 +2,20 @@
 //
 // The access token lives in a variable of this module and is gone with a reload. The refresh token
 // lives in a cookie that no script can read (REFRESH_COOKIE), and brings a new access token then.
+//
+// All tabs of a browser share that cookie, so they share one session: a tab that gets an access token
+// hands it to the others, and one that signs out takes them along.
 
 const AUTH = "/auth/";
+const PATIENCE = 10_000; // ms after which a call counts as not answered
 const POLL = 400; // ms between two rounds of questions to the workers
+const AGAIN = 2000; // ms before a server that does not answer is asked again
 const AT_ONCE = 4; // connections of a round: a worker that is busy leaves the next one to another
 const FORGET = 6000; // ms after which a worker that did not answer is shown no more
+const SAID = 5000; // ms for which it is said that it answers again
 const REMEMBERED = 28; // answers of a worker that are drawn
 const SHOWN = 60; // calls that are listed
+const ENDED = "This session has ended.";
 
 let access = null; // the access token
 let user = null; // who is signed in
@@ -28,6 +35,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const number = (value) => new Intl.NumberFormat("en").format(value);
 const clock = (text) =>
   new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -39,24 +47,52 @@ async function send(method, path, body, token) {
   const headers = { Accept: "application/json" };
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body) headers["Content-Type"] = "application/json";
+  const signal = AbortSignal.timeout(PATIENCE);
+  const options = { method, headers, cache: "no-store", body: body && JSON.stringify(body), signal };
   try {
-    const options = { method, headers, cache: "no-store", body: body && JSON.stringify(body) };
     const response = await fetch(path, options);
     const content = await response.text();
     return {
       status: response.status,
-      body: content ? JSON.parse(content) : {},
+      body: content ? parsed(content) : {},
+      wait: Number(response.headers.get("Retry-After")),
       worker: Number(response.headers.get("X-Demo-Worker")),
       queries: Number(response.headers.get("X-Demo-Queries")),
       time: Number(response.headers.get("X-Demo-Time")),
     };
   } catch {
-    const detail = "The server does not answer.";
-    return { status: 0, body: { detail, code: "unreachable" }, worker: 0, queries: 0, time: 0 };
+    return failed("The server does not answer.");
   }
 }
 
-/** Make a call that needs no access token. */
+function parsed(content) {
+  try {
+    return JSON.parse(content);
+  } catch {
+    // A page about an error, of Django or of a proxy.
+    return { detail: "The server has failed.", code: "failed" };
+  }
+}
+
+const failed = (detail) => ({
+  status: 0,
+  body: { detail, code: "failed" },
+  wait: 0,
+  worker: 0,
+  queries: 0,
+  time: 0,
+});
+
+/** Return what an answer says to people, with the wait that it asks for (Retry-After). */
+function said({ body, wait }) {
+  if (!wait) return body.detail;
+  const unit = wait < 120 ? "second" : "minute";
+  const format = { style: "unit", unit, unitDisplay: "long" };
+  const shown = new Intl.NumberFormat("en", format).format(Math.ceil(wait / (wait < 120 ? 1 : 60)));
+  return `${body.detail} (${shown})`;
+}
+
+/** Make a call and list it. */
 async function call(method, path, body, token) {
   const answer = await send(method, path, body, token);
   list(method, path, body, answer);
@@ -65,25 +101,45 @@ async function call(method, path, body, token) {
 
 /** Make a call as the signed-in user; an access token that has expired is replaced, once. */
 async function callAsUser(method, path, body) {
-  let answer = await call(method, path, body, access);
-  if (answer.body.code === "invalid_token" && (await renew())) {
-    answer = await call(method, path, body, access);
-  }
-  if (answer.status === 401 && user) signOut("This session has ended.");
+  const [token, id] = [access, user?.id];
+  const answer = await call(method, path, body, token);
+  if (answer.body.code !== "invalid_token") return answer;
+  const renewed = await renew(token);
+  if (renewed.status !== 200) return renewed;
+  // What one user has asked for is not done as another.
+  if (user?.id !== id) return failed("Another user has signed in meanwhile.");
+  return call(method, path, body, access);
+}
+
+/** Replace an access token by the cookie, unless another call or tab has; return who one is. */
+async function renew(token = access) {
+  // One at a time of all tabs: a session has a few access tokens only, and a new one ends the oldest.
+  const refused = await navigator.locks.request("refresh", async () => {
+    if (access !== token) return null;
+    const answer = await call("POST", `${AUTH}refresh/`, {});
+    if (answer.status !== 200) return answer;
+    access = answer.body.access_token;
+    tell();
+    return null;
+  });
+  if (refused === null) return identify();
+  if (gone(refused) && user) signOut(ENDED);
+  return refused;
+}
+
+/** Ask who one is. The cookie may be that of somebody who has signed in in another tab. */
+async function identify() {
+  const token = access;
+  const answer = await call("GET", `${AUTH}check/`, null, token);
+  if (token !== access) return answer;
+  if (answer.status === 200) showUser(answer);
+  if (gone(answer) && user) signOut(ENDED);
   return answer;
 }
 
-let renewal = null;
-
-/** Get an access token by the cookie; return whether there is one. Only one such call at a time. */
-function renew() {
-  renewal ??= call("POST", `${AUTH}refresh/`, {}).then((answer) => {
-    renewal = null;
-    access = answer.body.access_token ?? null;
-    return access !== null;
-  });
-  return renewal;
-}
+/** Return whether an answer says that there is no session, and not that nobody can tell now. */
+const gone = ({ status, body }) => status === 401 || body.code === "token_required";
+const lost = ({ status }) => status === 0 || status >= 500;
 
 const SECRET = /password|token$|^key$/;
 
@@ -115,6 +171,29 @@ function list(method, path, body, answer) {
   while ($("#calls").children.length > SHOWN) $("#calls").lastChild.remove();
 }
 
+// The other tabs ---------------------------------------------------------------------------------
+
+const tabs = new BroadcastChannel("session");
+
+/** Hand the access token to the other tabs; without one, let those with the token `was` sign out. */
+function tell(was = null) {
+  tabs.postMessage({ token: access, was });
+}
+
+tabs.addEventListener("message", async ({ data: { token, was } }) => {
+  if (!token) {
+    if (was === access) leave("You are signed out.", location.pathname);
+    return;
+  }
+  const [signedIn, over, loaded] = [user !== null, ended !== null, view !== null];
+  access = token;
+  ended = null;
+  if ((await identify()).status !== 200) return;
+  if (!signedIn && loaded) notify(elsewhere());
+  show();
+  if (over) await showDevices();
+});
+
 // What is shown ----------------------------------------------------------------------------------
 
 const VIEWS = {
@@ -137,7 +216,8 @@ function show() {
     part.hidden = !states[part.dataset.when];
   }
   for (const link of $$("nav a")) {
-    const current = link.pathname === location.pathname && !link.hidden;
+    const shown = !link.hidden && !(ended && next === "account");
+    const current = shown && link.pathname === location.pathname;
     link.toggleAttribute("aria-current", current);
     if (current) link.setAttribute("aria-current", "page");
   }
@@ -149,6 +229,7 @@ function show() {
   }
   const changed = view !== next;
   view = next;
+  if (changed) for (const form of $$("form")) showErrors(form, {});
   if (changed && view === "outbox") showMails();
   if (changed && view === "account" && user) showDevices();
   if (view === "account") watch();
@@ -169,11 +250,24 @@ function notify(message, link) {
   $("#notice").replaceChildren(...parts);
 }
 
+/** Say, in a live region of its own, that the server is lost, and that it is back. */
+function connected(answer) {
+  const text = lost(answer) ? `${said(answer)} This page keeps trying.` : BACK;
+  const before = $("#lost").textContent;
+  if (text === before || (text === BACK && !before)) return;
+  $("#lost").replaceChildren(element("p", { className: "notice" }, text));
+  if (text !== BACK) return;
+  setTimeout(() => $("#lost").textContent === BACK && $("#lost").replaceChildren(), SAID);
+}
+
+const BACK = "The server answers again.";
+
 function fill(name, text) {
   for (const place of $$(`[data-text="${name}"]`)) place.textContent = text;
 }
 
 function showUser(answer) {
+  const before = user;
   user = answer.body.user;
   fill("username", user.username);
   fill("email", user.email);
@@ -181,30 +275,51 @@ function showUser(answer) {
   $('[data-text="confirmed"]').classList.toggle("good", answer.body.email_confirmed);
   $('[data-do="resend"]').hidden = answer.body.email_confirmed;
   fill("check-cost", cost(answer));
+  if (before && before.id !== user.id) {
+    for (const form of $$("form")) form.reset();
+    notify(elsewhere());
+    showDevices();
+  }
 }
 
-/** Ask who one is, and which devices there are, and show the account. */
+const elsewhere = () => `${user.username} has signed in in another tab.`;
+
+/** Ask who one is, and which devices there are, and show the account; return whether it is shown. */
 async function enter(message, link) {
   const answer = await callAsUser("GET", `${AUTH}check/`);
-  if (answer.status !== 200) return;
+  if (answer.status !== 200) {
+    if (!gone(answer)) notify(said(answer));
+    return false;
+  }
   showUser(answer);
   const already = view === "account" && !ended;
   ended = null;
   go("/", message, link);
   if (already) await showDevices();
+  return true;
 }
 
 /** Take the tokens of an answer, and enter. */
 async function signIn(answer, message, link) {
   access = answer.body.access_token;
+  user = null;
+  tell();
   await enter(message, link);
 }
 
+/** Forget the user, here and in the other tabs. */
 function signOut(message) {
+  const was = access;
+  leave(message, key ? location.pathname : "/"); // what a link was opened for goes on
+  if (was) tell(was);
+}
+
+function leave(message, path) {
   access = user = ended = null;
   workers.clear();
+  $("#workers").replaceChildren();
   for (const form of $$("form")) form.reset();
-  go("/", message);
+  go(path, message);
 }
 
 async function showDevices() {
@@ -222,7 +337,7 @@ async function showDevices() {
         const label = `Revoke ${name}, ${since}`;
         const button = element("button", { type: "button", className: "quiet" }, "Revoke");
         button.setAttribute("aria-label", label);
-        button.addEventListener("click", () => revoke(session, name));
+        button.addEventListener("click", () => once(button, () => revoke(session, name)));
         item.append(button);
       }
       text.append(element("br"), element("small", {}, `${session.ip ?? ""} · ${since}`));
@@ -235,7 +350,7 @@ async function revoke(session, name) {
   const answer = await callAsUser("DELETE", `${AUTH}sessions/${session.id}/`);
   if (!user) return;
   const done = answer.status === 204 || answer.status === 404;
-  notify(done ? `${name} is signed out.` : (answer.body.detail ?? "It is being signed out."));
+  notify(done ? `${name} is signed out.` : (said(answer) ?? "It is being signed out."));
   await showDevices();
   $("#devices-title").scrollIntoView({ block: "nearest" });
   ($("#devices button") ?? $('[data-do="check"]')).focus();
@@ -244,6 +359,7 @@ async function revoke(session, name) {
 // The workers ------------------------------------------------------------------------------------
 
 const workers = new Map(); // process id → what it answered
+const STATES = { 200: ["good", "accepts"], 401: ["bad", "refuses"] };
 let watching = false;
 
 /** Ask the workers about the token as long as the account is shown. */
@@ -253,7 +369,7 @@ async function watch() {
   while (view === "account" && (ended?.token ?? access)) {
     if (document.visibilityState === "visible") await askWorkers();
     const waiting = ended && [...workers.values()].some((worker) => worker.refused === null);
-    await new Promise((resolve) => setTimeout(resolve, waiting ? 0 : POLL));
+    await pause(waiting ? 0 : POLL);
   }
   watching = false;
 }
@@ -270,9 +386,11 @@ async function askWorkers() {
   if (token !== (ended?.token ?? access)) return;
   if (!ended && round.some(([answer]) => answer.status === 401)) {
     // Expired, which the cookie mends, or revoked from elsewhere, which it does not.
-    if (!(await renew()) && user) signOut("This session has ended.");
+    connected(await renew(token));
     return;
   }
+  const answers = round.map(([answer]) => answer);
+  connected(answers.find((answer) => !lost(answer)) ?? answers[0]);
   round.sort(([, , one], [, , other]) => one - other);
   for (const answered of round) note(...answered);
   for (const [pid, worker] of workers) {
@@ -305,17 +423,17 @@ function drawWorkers() {
   const items = [...workers].sort(([one], [other]) => one - other);
   $("#workers").replaceChildren(
     ...items.map(([pid, worker]) => {
-      const kind = worker.last.status === 200 ? "good" : "bad";
+      const [kind, state] = STATES[worker.last.status] ?? ["", "fails"];
       const strip = element("div", { className: "strip", "aria-hidden": "true" });
       for (let at = worker.past.length - REMEMBERED; at < worker.past.length; at += 1) {
         const status = worker.past[at];
-        strip.append(element("i", { className: status ? (status === 200 ? "good" : "bad") : "" }));
+        strip.append(element("i", { className: STATES[status]?.[0] ?? "" }));
       }
       const head = element(
         "div",
         { className: "head" },
         element("b", {}, String(pid)),
-        element("span", { className: `pill ${kind}` }, kind === "good" ? "accepts" : "refuses"),
+        element("span", { className: `pill ${kind}` }, state),
       );
       const last = element("div", { className: "last" }, cost(worker.last));
       return element("li", { className: kind }, head, strip, last);
@@ -335,7 +453,7 @@ async function endAll() {
   const answer = await callAsUser("POST", `${AUTH}logout/all/`);
   if (!user) return;
   if (answer.status !== 204 && answer.status !== 202) {
-    notify(answer.body.detail);
+    notify(said(answer));
     return;
   }
   $("#timeline").replaceChildren();
@@ -344,6 +462,7 @@ async function endAll() {
   const what = answer.status === 204 ? "revoked, and acknowledged" : "revoked, to be acknowledged";
   happened(0, `${what} by worker ${answer.worker}: ${cost(answer)}`);
   access = user = null; // but the workers are still asked about the token
+  tell(ended.token);
   notify("Every session of yours has ended, this one too.");
   show();
   $("#ending h3").tabIndex = -1;
@@ -358,14 +477,15 @@ async function showMails() {
   let shown = null;
   while (view === "outbox") {
     const answer = await send("GET", "/outbox/mails/");
-    const mails = answer.body.mails ?? [];
-    if (JSON.stringify(mails) !== shown) {
+    connected(answer);
+    const { mails } = answer.body;
+    if (mails && JSON.stringify(mails) !== shown) {
       shown = JSON.stringify(mails);
       $("#mails").replaceChildren(
         ...(mails.length ? mails.map(drawMail) : [element("li", {}, "No e-mail was sent yet.")]),
       );
     }
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+    await pause(1000);
   }
 }
 
@@ -399,15 +519,15 @@ const FORMS = {
   ],
   confirm: [
     (body) => call("POST", `${AUTH}confirm/`, body),
-    () => enterOrSignIn("Your e-mail address is confirmed."),
+    () => confirmed("Your e-mail address is confirmed."),
   ],
   "confirm-email": [
     (body) => call("POST", `${AUTH}email/change/confirm/`, body),
-    () => enterOrSignIn("The new e-mail address is yours."),
+    () => confirmed("The new e-mail address is yours."),
   ],
   "reset-password": [
     (body) => call("POST", `${AUTH}password/reset/confirm/`, body),
-    () => signOut("The password is set, and every session has ended. Sign in with it."),
+    passwordSet,
   ],
   "change-password": [
     (body) => callAsUser("POST", `${AUTH}password/change/`, body),
@@ -423,29 +543,52 @@ const FORMS = {
   ],
 };
 
-async function enterOrSignIn(message) {
+/** Leave a link's page. Its key may be that of another account than the one signed in here. */
+async function confirmed(message) {
+  const shown = () => $(".about").textContent; // the address, and whether it is confirmed
+  const before = user && shown();
   key = null;
-  if (user) await enter(message);
-  else go("/", message);
+  if (user) tell();
+  const entered = user && (await enter());
+  if (!user) go("/", message);
+  else if (entered) notify(shown() === before ? "Done, for another account than this." : message);
+}
+
+async function passwordSet() {
+  const message = "The password is set, and every session of its account has ended.";
+  key = null;
+  if (user) await callAsUser("GET", `${AUTH}check/`);
+  go("/", user ? message : `${message} Sign in with it.`);
+}
+
+/** Do something that a button asks for, and not twice at the same time. */
+async function once(button, work) {
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true"); // not disabled, which would lose the focus
+  try {
+    await work();
+  } finally {
+    button.removeAttribute("aria-disabled");
+  }
 }
 
 async function submit(form) {
-  const button = form.querySelector("button");
-  if (button.getAttribute("aria-disabled") === "true") return;
-  button.setAttribute("aria-disabled", "true"); // not disabled, which would lose the focus
   showErrors(form, {});
   const body = Object.fromEntries(new FormData(form));
   if ("needsKey" in form.dataset) body.key = key;
   const [ask, then] = FORMS[form.dataset.form];
   const answer = await ask(body);
-  button.removeAttribute("aria-disabled");
   if (answer.status >= 200 && answer.status < 300) {
     notify();
     form.reset();
-    form.closest("details")?.removeAttribute("open");
+    const details = form.closest("details");
+    if (details?.open) {
+      details.open = false;
+      details.querySelector("summary").focus();
+    }
     await then(answer);
-  } else {
-    showErrors(form, answer.body);
+  } else if (form.checkVisibility()) {
+    showErrors(form, { ...answer.body, detail: said(answer) });
   }
 }
 
@@ -481,51 +624,62 @@ const DO = {
   check: async () => {
     const answer = await callAsUser("GET", `${AUTH}check/`);
     if (answer.status === 200) showUser(answer);
+    else if (user) notify(said(answer));
   },
   resend: async () => {
     const answer = await call("POST", `${AUTH}confirm/resend/`, { username: user.username });
-    notify(answer.status === 202 ? "An e-mail is on its way." : answer.body.detail, true);
+    const done = answer.status === 202;
+    notify(done ? "An e-mail is on its way." : said(answer), done);
   },
   "log-out": async () => {
     const answer = await call("POST", `${AUTH}logout/`, {}, access);
     if (answer.status === 204 || answer.status === 202) signOut("You are signed out.");
-    else notify(answer.body.detail);
+    else notify(said(answer));
   },
   "end-all": endAll,
-  "sign-in-again": () => {
-    signOut();
-  },
+  "sign-in-again": () => leave(null, "/"),
 };
 
 /** Take the key of a link out of the address bar, the history and what is shared from there. */
 function takeKey() {
-  const found = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (!found) return;
-  key = found;
+  const brought = new URLSearchParams(location.hash.slice(1));
+  if (!brought.has("key")) return;
+  key = brought.get("key");
+  for (const form of $$("[data-needs-key]")) showErrors(form, {});
   history.replaceState(null, "", location.pathname);
 }
 
 document.addEventListener("click", (event) => {
-  const action = event.target.closest("[data-do]")?.dataset.do;
   const link = event.target.closest("a");
-  const plain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
+  if (link && (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) return;
+  const button = event.target.closest("[data-do]");
   const ours = link && link.origin === location.origin && !link.hash && link.pathname in VIEWS;
-  if (action || (ours && plain)) event.preventDefault();
-  if (action) DO[action]();
-  else if (ours && plain) go(link.pathname);
+  if (button || ours) event.preventDefault();
+  if (button) once(button, DO[button.dataset.do]);
+  else if (ours) go(link.pathname);
 });
 document.addEventListener("submit", (event) => {
   event.preventDefault();
-  submit(event.target);
+  const form = event.target;
+  once(form.querySelector("button"), () => submit(form));
 });
 window.addEventListener("popstate", () => {
+  notify();
   takeKey();
   show();
 });
+document.addEventListener("visibilitychange", () => {
+  // The address may have been confirmed elsewhere, or the session ended.
+  if (document.visibilityState === "visible" && user) DO.check();
+});
 
 takeKey();
-if (await renew()) {
-  const answer = await callAsUser("GET", `${AUTH}check/`);
-  if (answer.status === 200) showUser(answer);
-}
+let began = await renew();
 show();
+while (lost(began) && !user) {
+  connected(began);
+  await pause(AGAIN);
+  began = await renew();
+  show();
+}
+connected(began);
