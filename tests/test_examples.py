@@ -104,7 +104,7 @@ def test_plain_views_for_tokens_alone_refuse_whoever_has_none(user: Any) -> None
 
 def test_a_page_refreshes_by_the_cookie(user: Any) -> None:
     (code,) = shown("docs/how-to/browsers.rst", "python")
-    (script,) = shown("docs/how-to/browsers.rst", "javascript")
+    script, _of_many_tabs = shown("docs/how-to/browsers.rst", "javascript")
     asked = fetched(script)
     assert asked["credentials"] == "include"
     page = {"Origin": "https://app.example.com"}

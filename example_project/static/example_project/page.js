@@ -86,10 +86,9 @@ const failed = (detail) => ({
 /** Return what an answer says to people, with the wait that it asks for (Retry-After). */
 function said({ body, wait }) {
   if (!wait) return body.detail;
-  const unit = wait < 120 ? "second" : "minute";
-  const format = { style: "unit", unit, unitDisplay: "long" };
-  const shown = new Intl.NumberFormat("en", format).format(Math.ceil(wait / (wait < 120 ? 1 : 60)));
-  return `${body.detail} (${shown})`;
+  const [unit, long] = wait < 120 ? ["second", 1] : ["minute", 60];
+  const format = new Intl.NumberFormat("en", { style: "unit", unit, unitDisplay: "long" });
+  return `${body.detail} (${format.format(Math.ceil(wait / long))})`;
 }
 
 /** Make a call and list it. */
