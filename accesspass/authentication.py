@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 from django.views.decorators.debug import sensitive_variables
 
-from accesspass import background, recent, sessions
+from accesspass import background, sessions
 from accesspass.bearer import (
     AuthenticatedRequest,
     BearerAuthentication,
@@ -42,7 +42,7 @@ class TokenAuthentication(BearerAuthentication):
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
         background.start()
-        return recent.find(token) or sessions.authenticate(token)
+        return sessions.authenticate(token)
 
 
 @sensitive_variables()

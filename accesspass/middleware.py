@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.models import AnonymousUser
 
-from accesspass import background, recent, sessions
+from accesspass import background, sessions
 from accesspass.bearer import AuthenticatedHttpRequest, BearerMiddleware, token_required
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ class TokenAuthenticationMiddleware(BearerMiddleware):
 
     def find(self, token: str) -> tuple[Any, SessionRecord]:
         background.start()
-        return recent.find(token) or sessions.authenticate(token)
+        return sessions.authenticate(token)
 
     async def afind(self, token: str) -> tuple[Any, SessionRecord]:
         background.start()
-        return recent.find(token) or await sessions.aauthenticate(token)
+        return await sessions.aauthenticate(token)
 
     def anonymous(self) -> AnonymousUser:
         return AnonymousUser()

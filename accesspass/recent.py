@@ -65,7 +65,6 @@ _young: dict[bytes, _Known] = {}
 _old: dict[bytes, _Known] = {}
 _once: set[bytes] = set()
 
-
 _count_hit = metrics.CHECKS.of("hit")
 
 
