@@ -815,7 +815,7 @@ def test_a_hint_wakes_the_follower_long_before_its_heartbeat(make_node: MakeNode
         wait_until(lambda i=i: reader.get("key") == i, 1.0, every=0.0005)
 
 
-def test_hints_that_were_dropped_wake_nobody(engine: RedisEngine, make_engine: MakeEngine) -> None:
+def test_hints_that_were_dropped_wake_nobody(engine: RedisEngine) -> None:
     engine.wait(0.01)  # the first one subscribes
     assert engine._subscription is not None
     for dropped in (True, False):
