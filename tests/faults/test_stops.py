@@ -227,15 +227,15 @@ def test_who_joins_under_fire_holds_everything_and_its_own_writes(
     # Its first read joins, while it writes already.
     joiner.do("start", what="watch", keys=["mine-0"], every=0.001)
     joiner.do("take_part", start=clock(), operations=own)
+    # On a slow machine it has written everything before it has joined, and misses until then.
+    joiner.sees("mine-199", "mine-199")
     joiner.do("rest")
     for writer in writers:
         writer.do("rest")
     time.sleep(0.4)
     log = cluster.converge(within=20.0)
     assert len(log.payloads) >= count
-    history = cluster.judge()
-    mine = [op for op in history if op.node == joiner.name and op.op == "get"]
-    assert {op.result for op in mine if op.key.startswith("mine-")} >= {"mine-199"}
+    cluster.judge()
 
 
 def test_a_node_that_culls_holds_less_and_nothing_older(tmp_path: Path, seed: int) -> None:
