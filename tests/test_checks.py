@@ -410,6 +410,13 @@ def test_a_project_without_our_routes_is_told() -> None:
         assert check_urls() == []
 
 
+@pytest.mark.parametrize("under", ["<str:version>/", "v1/"])
+def test_routes_below_an_argument_or_a_namespace_are_there(under: str) -> None:
+    inner = include(([path("auth/", include("accesspass.urls"))], "api"), namespace="v1")
+    with override_settings(ROOT_URLCONF=(path(under, inner),)):
+        assert check_urls() == []
+
+
 # The database
 
 

@@ -196,6 +196,25 @@ def test_the_path_follows_the_projects_include(user: Any) -> None:
     assert answer.cookies[NAME]["path"] == "/under/v1/passes/"
 
 
+@pytest.mark.parametrize(
+    ("under", "expected"),
+    [("<str:version>/passes/", "/v1/passes/"), ("passes/", "/passes/")],
+)
+def test_the_path_keeps_the_arguments_before_ours(user: Any, under: str, expected: str) -> None:
+    urls = (
+        path("<str:version>/exchange/", Exchange.as_view()),
+        path(under, include("accesspass.urls")),
+    )
+    with override_settings(ROOT_URLCONF=urls):
+        client = APIClient(HTTP_ORIGIN="http://testserver")
+        cookie = client.post("/v1/exchange/").cookies[NAME]
+        assert cookie["path"] == expected
+        client.cookies.load({NAME: cookie.value})
+        ended = client.post(f"{expected}logout/")
+    assert ended.status_code == 204
+    assert ended.cookies[NAME]["path"] == expected
+
+
 class Exchange(ExchangeView):
     def exchange(self, request: Any) -> Any:
         return get_user_model().objects.get()

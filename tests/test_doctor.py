@@ -26,6 +26,7 @@ from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.functions import Now
 from django.test import override_settings
+from django.urls import include, path
 
 from accesspass import doctor, mail, sessions
 from accesspass.models import Account, Identifier, Lease, MailRequest, Session, Throttle
@@ -118,6 +119,14 @@ def test_the_command_exits_with_1_if_anything_is_broken() -> None:
     out = io.StringIO()
     call_command("accesspass_doctor", stdout=out)
     assert "ok       database: SQLite answers; 9 tables" in out.getvalue()
+
+
+def test_routes_that_cannot_be_resolved_without_arguments_are_skipped() -> None:
+    under = path("<str:version>/", include("accesspass.urls"))
+    with override_settings(ROOT_URLCONF=(under,)):
+        assert [state for state, _says in about("routes")] == ["skipped"]
+    with override_settings(ROOT_URLCONF=()):
+        assert [state for state, _says in about("routes")] == ["warning"]
 
 
 def test_settings_that_cannot_be_read_come_first() -> None:
