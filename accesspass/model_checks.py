@@ -30,6 +30,7 @@ __all__ = [
     "are_included",
     "auth_routes",
     "check_api",
+    "check_databases",
     "check_mail",
     "check_mail_backend",
     "check_tables",
@@ -291,6 +292,24 @@ def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
             )
         )
     return found
+
+
+def check_databases(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check that DATABASE_ROUTERS keep users and sessions together: they refer to each other."""
+    user = get_user_model()
+    users, ours = router.db_for_write(user), router.db_for_write(Session)
+    if users == ours:
+        return []
+    return [
+        Error(
+            f"DATABASE_ROUTERS write {user._meta.label} to {users!r} and accesspass to {ours!r}: "
+            "nobody can register or log in.",
+            hint=f"Let the router send the app 'accesspass' to {users!r} too.",
+            id="accesspass.E009",
+        )
+    ]
 
 
 def check_tables(

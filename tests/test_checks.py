@@ -29,6 +29,7 @@ from accesspass.checks import (
 from accesspass.hooks import Hooks
 from accesspass.model_checks import (
     check_api,
+    check_databases,
     check_mail,
     check_mail_backend,
     check_tables,
@@ -408,6 +409,28 @@ def test_a_project_without_our_routes_is_told() -> None:
         assert ids(check_urls()) == ["I003"]
     with override_settings(ROOT_URLCONF=None):
         assert check_urls() == []
+
+
+class Elsewhere:
+    """Sends one model to a database of its own, and reads everything from a replica."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return "elsewhere" if model is self.model else None
+
+
+def test_users_in_another_database_than_sessions_are_an_error() -> None:
+    with override_settings(DATABASE_ROUTERS=[Elsewhere(None)]):
+        assert check_databases() == []
+    with override_settings(DATABASE_ROUTERS=[Elsewhere(get_user_model())]):
+        (found,) = check_databases()
+    assert ids([found]) == ["E009"]
+    assert "to 'elsewhere' and accesspass to 'default'" in found.msg
 
 
 @pytest.mark.parametrize("under", ["<str:version>/", "v1/"])
