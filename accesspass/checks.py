@@ -126,7 +126,7 @@ def check_cache(
         return [
             Error(
                 f"CACHES has no alias {alias!r}.",
-                hint="Add CACHES['accesspass'] = {'BACKEND': 'accesspass.cache.ReplicatedCache', "
+                hint=f"Add CACHES[{alias!r}] = {{'BACKEND': 'accesspass.cache.ReplicatedCache', "
                 "'LOCATION': 'database:default'}.",
                 id="accesspass.E003",
             )

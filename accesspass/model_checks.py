@@ -102,8 +102,7 @@ def _why_not(name: str) -> str:
 def check_mail(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Check that e-mails can be written, and lead somewhere."""
     found: list[CheckMessage] = []
-    given = getattr(settings, "ACCESSPASS", {})
-    if not isinstance(given, dict):
+    if has_errors():
         return found
     if conf.REQUIRE_CONFIRMED_EMAIL and not conf.BASE_URL:
         found.append(

@@ -19,7 +19,7 @@ from django.test import override_settings
 from django.urls import include, path
 from rest_framework.authentication import BasicAuthentication, SessionAuthentication
 
-from accesspass import sessions, views
+from accesspass import metrics, sessions, views
 from accesspass.checks import (
     check_cache,
     check_deployment,
@@ -152,6 +152,29 @@ def test_a_missing_base_url_is_a_warning() -> None:
 def test_a_missing_alias_is_an_error() -> None:
     with override_settings(CACHES={"default": {"BACKEND": "accesspass.cache.ReplicatedCache"}}):
         assert ids(check_cache()) == ["E003"]
+
+
+def test_the_hint_names_the_alias_that_is_missing() -> None:
+    with override_settings(ACCESSPASS={**GOOD, "CACHE": "tokens"}):
+        (found,) = check_cache()
+    assert found.hint.startswith("Add CACHES['tokens'] = {'BACKEND': 'accesspass.cache.Replicat")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"TELEMETRY": "prometheus"},
+        {"REQUIRE_CONFIRMED_EMAIL": "False"},
+        {"ACCESS_TOKEN_LIFETIME": "300"},
+        {"CACHE": None},
+    ],
+)
+def test_a_wrong_value_is_said_by_one_check_and_breaks_none(wrong: dict[str, Any]) -> None:
+    with override_settings(ACCESSPASS={**GOOD, **wrong}):
+        metrics.switch_on()  # as the app does when it is loaded
+        with pytest.raises(SystemCheckError, match=r"accesspass\.E002"):
+            call_command("check", deploy=True, databases=["default"])
 
 
 def test_each_lesser_cache_has_its_warning() -> None:
