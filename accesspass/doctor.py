@@ -470,7 +470,7 @@ def _mail(send_to: str) -> Iterator[Finding]:
             "mail",
             "broken",
             f"{kind} {what}: {_explained(error)}.",
-            "E-mails wait and are tried again for some hours. Look at EMAIL_HOST and its like.",
+            "E-mails wait and are tried again for some hours. Look at MAILERS or EMAIL_HOST.",
         )
         return
     sent = f"An e-mail went to {send_to}." if send_to else "Nothing was sent: --send-to does that."

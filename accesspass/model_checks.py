@@ -153,7 +153,7 @@ def check_mail_backend(
     return [
         CheckWarning(
             f"E-mails are sent by {backend.__module__}, so nobody gets them.",
-            hint="Set EMAIL_BACKEND to one that sends.",
+            hint="Set EMAIL_BACKEND, or the default of MAILERS, to one that sends.",
             id="accesspass.W017",
         )
     ]
