@@ -345,6 +345,24 @@ def test_the_same_refresh_token_within_the_grace_gets_the_identical_pair(user: A
     assert Session.objects.get(pk=pair.session_id).generation == 1
 
 
+def test_a_grace_of_none_has_no_instant_in_it(user: Any, monkeypatch: Any) -> None:
+    """SQLite counts milliseconds, and two refreshes may come within one."""
+    select = sessions._select
+
+    def at_once(*wanted: Any) -> Any:
+        session = select(*wanted)
+        if session is not None:
+            session.clock = session.rotated_at or session.clock  # type: ignore[attr-defined]
+        return session
+
+    monkeypatch.setattr(sessions, "_select", at_once)
+    pair = sessions.start(user)
+    with override_settings(ACCESSPASS={**settings.ACCESSPASS, "REFRESH_GRACE": 0}):
+        sessions.refresh(pair.refresh_token)
+        with pytest.raises(InvalidToken):
+            sessions.refresh(pair.refresh_token)
+
+
 def test_the_identical_pair_survives_a_rotation_of_the_token_keys(user: Any) -> None:
     old, new = "the old key, long enough to be used" * 2, "the new key, long enough to be used" * 2
     with override_settings(ACCESSPASS={**settings.ACCESSPASS, "TOKEN_KEYS": [old]}):
