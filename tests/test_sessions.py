@@ -651,3 +651,15 @@ def test_everything_works_on_a_plain_cache(plain: None, user: Any) -> None:
     assert sessions.revoke(pair.session_id) is True
     with queries(0):
         assert is_refused(new.access_token)
+
+
+def test_the_file_of_the_log_has_addresses_of_users_in_it(user: Any, tmp_path: Any) -> None:
+    """And so it is as private as the database beside it."""
+    with cache_settings(f"sqlite:///{tmp_path}/shop.sqlite3.accesspass"):
+        pair = sessions.start(user)
+        sessions.publish_now(pair.session_id)
+        files = list(tmp_path.glob("*.accesspass*"))
+    assert set(files) == set(tmp_path.iterdir())
+    written = b"".join(x.read_bytes() for x in files)
+    assert user.email.encode() in written
+    assert pair.access_token.encode() not in written
