@@ -38,7 +38,14 @@ from accesspass.checks import has_errors
 from accesspass.conf import conf
 from accesspass.exceptions import InvalidToken
 from accesspass.model_checks import are_included, auth_routes, unapplied_migrations
-from accesspass.models import Lease, MailRequest, Session, email_field, is_possible_username
+from accesspass.models import (
+    Lease,
+    MailRequest,
+    Session,
+    email_field,
+    in_utc,
+    is_possible_username,
+)
 
 __all__ = ["Finding", "examine"]
 
@@ -319,7 +326,7 @@ def _clock(alias: str) -> float:
     with transaction.atomic(using=alias):
         name = f"doctor {secrets.token_hex(8)}"
         leases.create(name=name, until=Now())
-        now = leases.get(name=name).until.timestamp()
+        now = in_utc(leases.get(name=name).until).timestamp()
         transaction.set_rollback(True, using=alias)
     return now
 

@@ -6,7 +6,7 @@ The rows are the truth; what the cache holds is made from them.
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -15,7 +15,7 @@ from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, models, router, transaction
+from django.db import IntegrityError, connections, models, router, transaction
 from django.db.models import Case, F, Q, When
 from django.db.models.functions import Lower, Now
 from django.utils.timezone import now
@@ -40,6 +40,7 @@ __all__ = [
     "aliases",
     "email_field",
     "email_of",
+    "in_utc",
     "is_possible_username",
     "name_fields",
     "new_user_id",
@@ -202,6 +203,16 @@ def aliases(user: AbstractBaseUser) -> list[str]:
     names = (str(user.get_username() or ""), email_of(user))
     found = (canonical(name) for name in names if name and is_plain_text(name))
     return [x for x in dict.fromkeys(found) if 0 < len(x) <= MAX_LENGTH]
+
+
+def in_utc(value: datetime) -> datetime:
+    """Return in UTC a time that `Now()` has written into one of our rows.
+
+    Without USE_TZ it names no time zone: it is UTC on SQLite, and that of TIME_ZONE elsewhere.
+    """
+    if value.tzinfo is None and connections[router.db_for_write(Session)].vendor == "sqlite":
+        return value.replace(tzinfo=timezone.utc)
+    return value.astimezone(timezone.utc)
 
 
 class AccountManager(models.Manager["Account"]):

@@ -211,6 +211,13 @@ def test_a_server_that_hangs_is_broken_and_the_rest_is_tried(
     assert signal.getsignal(signal.SIGALRM) is handler
 
 
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_a_project_without_time_zones_has_no_clock_that_is_off(zone: str) -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE=zone):
+        ((state, _says),) = about("database")
+    assert state == "ok"
+
+
 def test_a_clock_that_is_off_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = doctor._clock
     monkeypatch.setattr(doctor, "_clock", lambda alias: clock(alias) - 3600)
