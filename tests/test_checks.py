@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from django.conf import settings as project
 from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection, connections, transaction
@@ -41,6 +44,7 @@ from tests.conftest import MakeUser
 
 ROOT = Path(__file__).resolve().parents[1]
 
+DATABASE = {"LOCATION": "database:default"}
 GOOD = {"BASE_URL": "https://app.example.com"}
 
 
@@ -175,6 +179,29 @@ def test_a_wrong_value_is_said_by_one_check_and_breaks_none(wrong: dict[str, Any
         metrics.switch_on()  # as the app does when it is loaded
         with pytest.raises(SystemCheckError, match=r"accesspass\.E002"):
             call_command("check", deploy=True, databases=["default"])
+
+
+@pytest.mark.parametrize(
+    ("vendor", "said"),
+    [
+        ("mysql", "there is no engine for mysql yet"),
+        ("postgresql", "psycopg 3 cannot be imported"),
+    ],
+)
+def test_a_database_without_an_engine_is_said_by_a_check_and_by_each_read(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, said: str
+) -> None:
+    monkeypatch.setattr(connection, "vendor", vendor)
+    # As if the driver were not there.
+    monkeypatch.setitem(sys.modules, "accesspass.cache.engines.postgresql", None)
+    backend = "accesspass.cache.ReplicatedCache"
+    (found,) = cache(backend, **DATABASE)
+    assert ids([found]) == ["E004"]
+    assert said in found.msg
+    with override_settings(CACHES={"accesspass": {"BACKEND": backend, **DATABASE}}):
+        for _ in range(2):
+            with pytest.raises(ImproperlyConfigured, match=said):
+                caches["accesspass"].get("key")
 
 
 def test_each_lesser_cache_has_its_warning() -> None:
