@@ -6,17 +6,19 @@ forgotten, that what cannot be run compiles and names what exists, and that word
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from importlib.metadata import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.core.management import get_commands, load_command_class
 
-from accesspass import exceptions
+from accesspass import accounts, exceptions, models, sessions
 from accesspass.cache import exceptions as cache_exceptions
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
 
@@ -186,3 +188,45 @@ def test_every_error_has_its_code_and_status_on_the_page() -> None:
     assert {name: (code, status) for name, code, status in rows} == raised
     for name in cache_exceptions.__all__:
         assert f"``{name}``" in page
+
+
+def test_the_page_of_python_has_every_function_as_it_is() -> None:
+    page = (ROOT / "docs" / "reference" / "python.rst").read_text(encoding="utf-8")
+    for module in (sessions, accounts):
+        section = page.split(f"``{module.__name__}``\n---")[1].split("\n---")[0]
+        heads = "\n".join(re.findall(r"^   \* - (.*)$", section, re.MULTILINE)[1:])
+        shown_calls = dict(re.findall(r"``(\w+)(\(.*?\))?``", heads))
+        assert shown_calls.keys() == set(module.__all__)
+        for name, call in shown_calls.items():
+            found = getattr(module, name)
+            assert bool(call) != inspect.isclass(found), name
+            if call:
+                signature = inspect.signature(found)
+                plain = [x.replace(annotation=x.empty) for x in signature.parameters.values()]
+                bare = signature.replace(
+                    parameters=plain, return_annotation=inspect.Signature.empty
+                )
+                assert str(bare) == call, name
+
+
+def test_every_path_and_field_on_the_page_of_python_exists() -> None:
+    page = (ROOT / "docs" / "reference" / "python.rst").read_text(encoding="utf-8")
+    _, names, fields = re.split(
+        r"\nAuthentication and permissions\n|\n``accesspass.models``\n", page
+    )
+    found = 0
+    for line in re.findall(r"^``accesspass.*$", names, re.MULTILINE):
+        module = ""
+        for path in re.findall(r"``([\w.]+)``", line):
+            if not path.startswith("accesspass."):
+                path = f"{module}.{path}"
+            try:
+                import_module(path)
+            except ModuleNotFoundError:
+                module, _dot, name = path.rpartition(".")
+                assert name in import_module(module).__all__, path
+            found += 1
+    assert found > 10
+    for model, said in re.findall(r"^``(\w+)``\n((?: +.*\n)+)", fields, re.MULTILINE):
+        for name in re.findall(r"``(\w+)``", said.replace("``None``", "")):
+            assert hasattr(getattr(models, model), name), f"{model}.{name}"
