@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from django.core.management import get_commands, load_command_class
 
-from accesspass import accounts, exceptions, models, sessions
+from accesspass import accounts, background, exceptions, models, sessions
 from accesspass.cache import exceptions as cache_exceptions
+from accesspass.conf import conf
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
@@ -188,6 +189,25 @@ def test_every_error_has_its_code_and_status_on_the_page() -> None:
     assert {name: (code, status) for name, code, status in rows} == raised
     for name in cache_exceptions.__all__:
         assert f"``{name}``" in page
+
+
+def test_all_that_recurs_is_in_the_table_of_housekeeping() -> None:
+    page = (ROOT / "docs" / "explanation" / "how-it-works.rst").read_text(encoding="utf-8")
+    table = page.split("\nHousekeeping\n")[1].split("\nRefresh tokens\n")[0]
+    rows = re.findall(r"\* - ``([\w ]+)``\n +- (.*)\n +- (.*)\n", table)
+    seconds = {"s": 1, "min": 60, "h": 3600}
+
+    def every(text: str) -> float:
+        if option := re.fullmatch(r"``(\w+)``", text):
+            found: float = getattr(conf, option[1])
+            return found
+        number, unit = text.split()
+        return int(number) * seconds[unit]
+
+    told = {name: (every(how_often), where == "one of all") for name, how_often, where in rows}
+    assert told.pop("audit") == (3600.0, True)  # of accesspass.audit
+    jobs = {job.name: (job.every(), job.leased) for job in background.JOBS if job.name != "audit"}
+    assert told == jobs
 
 
 def test_the_page_of_python_has_every_function_as_it_is() -> None:
