@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import requests
 from django.core.cache import caches
 from django.core.management import call_command
+from django.db import connection
 from django.db.models.signals import post_delete
 from django.test import RequestFactory, override_settings
+from django.test.utils import CaptureQueriesContext
 from rest_framework.test import RequestsClient
 
 from accesspass import accounts, email_keys, mail, sessions, tokens
@@ -21,8 +24,8 @@ from accesspass.models import Account, EmailKey, Identifier, MailRequest, Sessio
 from accesspass.testing import age, other_node, override_accesspass
 from accesspass.tokens import TokenType
 from tests.conftest import PASSWORD
-from tests.documents import commands, files_of, module_of, shown
-from tests.sessions import is_refused, replicated
+from tests.documents import ROOT, commands, files_of, module_of, shown
+from tests.sessions import forget, is_refused, replicated
 
 __all__ = ["replicated"]
 
@@ -302,3 +305,35 @@ def test_a_token_out_of_an_old_backup_of_the_device_ends_the_session(user: Any) 
     age(pair, 60)
     assert not refreshes(pair.refresh_token)
     assert not refreshes(newer.refresh_token)
+
+
+# docs/explanation/session-costs.rst -----------------------------------------------------------
+
+
+def test_the_statements_of_each_operation_are_those_on_the_page(
+    user: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "explanation" / "session-costs.rst").read_text(encoding="utf-8")
+    told = re.findall(r"   \* - (.+)\n     - (\d+)\n     - \d+\n     - \d+\n", page)
+    # The suite has listeners of Django's signal, for which the page allows one more.
+    monkeypatch.setattr(sessions, "_listened_for", lambda session_id: None)
+    name = user.get_username()
+    accounts.log_in(name, PASSWORD)
+
+    def statements(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, int]:
+        with CaptureQueriesContext(connection) as captured:
+            answer = call(*args, **kwargs)
+        return answer, sum(x["sql"] not in ("BEGIN", "COMMIT") for x in captured)
+
+    (_, pair), login = statements(accounts.log_in, name, PASSWORD)
+    newer, refresh = statements(sessions.refresh, pair.refresh_token)
+    _, again = statements(sessions.refresh, pair.refresh_token)
+    _, hit = statements(sessions.authenticate, newer.access_token)
+    forget(newer)
+    _, miss = statements(sessions.authenticate, newer.access_token)
+    _, logout = statements(sessions.logout, access_token=newer.access_token)
+    _, dead = statements(is_refused, newer.access_token)
+    forget(newer)
+    _, dead_miss = statements(is_refused, newer.access_token)
+    counted = [login, refresh, again, hit, miss, logout, dead, dead_miss]
+    assert counted == [int(count) for _operation, count in told]
