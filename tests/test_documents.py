@@ -6,6 +6,7 @@ forgotten, that what cannot be run compiles and names what exists, and that word
 
 from __future__ import annotations
 
+import base64
 import inspect
 import re
 import subprocess
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from django.core.management import get_commands, load_command_class
 
-from accesspass import accounts, background, exceptions, models, sessions
+from accesspass import accounts, background, exceptions, models, sessions, tokens
 from accesspass.cache import exceptions as cache_exceptions
 from accesspass.conf import conf
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
@@ -189,6 +190,26 @@ def test_every_error_has_its_code_and_status_on_the_page() -> None:
     assert {name: (code, status) for name, code, status in rows} == raised
     for name in cache_exceptions.__all__:
         assert f"``{name}``" in page
+
+
+def test_no_hash_is_used_but_those_of_the_security_model() -> None:
+    page = (ROOT / "docs" / "explanation" / "security.rst").read_text(encoding="utf-8")
+    table = page.split("\nWhat tokens and hashes are made of\n")[1].split("\nTimes\n")[0]
+    found: Counter[str] = Counter()
+    for path in (ROOT / "accesspass").rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        found.update(re.findall(r"\b(?:md5|sha\d\w*|blake\w*|shake\w*)\b", code))
+        assert set(re.findall(r"\bhashlib\.(\w+)", code)) <= {"sha256", "sha1"}, path
+    assert set(found) == {"sha256", "sha1"}
+    assert found["sha1"] == 1
+    assert "SHA-1 names a script" in table
+    token = tokens.mint(tokens.TokenType.ACCESS, bytes(16), 0)
+    body = token.text.removeprefix("ap_at_")
+    assert (f"{len(body)} characters", f"of {len(base64.urlsafe_b64decode(body))} bytes") == (
+        "76 characters",
+        "of 57 bytes",
+    )
+    assert f"{8 * len(token.secret)} bits" in table
 
 
 def test_all_that_recurs_is_in_the_table_of_housekeeping() -> None:
