@@ -22,6 +22,7 @@ from django.core.management import get_commands, load_command_class
 from accesspass import accounts, background, exceptions, models, sessions, tokens
 from accesspass.cache import exceptions as cache_exceptions
 from accesspass.conf import conf
+from benchmarks.report import rst
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
@@ -210,6 +211,14 @@ def test_no_hash_is_used_but_those_of_the_security_model() -> None:
         "of 57 bytes",
     )
     assert f"{8 * len(token.secret)} bits" in table
+
+
+def test_no_cell_of_a_table_becomes_a_list() -> None:
+    assert r" - \+ a step" in rst([{"": "+ a step"}])
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^ +(?:\* )?- [+*-] .*$", text, re.MULTILINE)
+        assert not found, f"{path.name}: {found}"
 
 
 def test_all_that_recurs_is_in_the_table_of_housekeeping() -> None:
