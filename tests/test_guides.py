@@ -13,15 +13,17 @@ import requests
 from django.core.cache import caches
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import ProtectedError
 from django.db.models.signals import post_delete
 from django.test import RequestFactory, override_settings
 from django.test.utils import CaptureQueriesContext
-from rest_framework.test import RequestsClient
+from rest_framework.test import APIClient, RequestsClient
 
 from accesspass import accounts, email_keys, mail, sessions, tokens
 from accesspass.exceptions import InvalidKey, InvalidToken, Unavailable
+from accesspass.hooks import Hooks
 from accesspass.models import Account, EmailKey, Identifier, MailRequest, Session
-from accesspass.testing import age, other_node, override_accesspass
+from accesspass.testing import age, login, other_node, override_accesspass
 from accesspass.tokens import TokenType
 from tests.conftest import PASSWORD
 from tests.documents import ROOT, commands, files_of, module_of, shown
@@ -337,3 +339,75 @@ def test_the_statements_of_each_operation_are_those_on_the_page(
     _, dead_miss = statements(is_refused, newer.access_token)
     counted = [login, refresh, again, hit, miss, logout, dead, dead_miss]
     assert counted == [int(count) for _operation, count in told]
+
+
+# docs/reference/http.rst ----------------------------------------------------------------------
+
+
+def test_every_code_of_a_field_on_the_page_is_one_that_answers_have(
+    api: APIClient, user: Any, username_is_email: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if username_is_email:
+        pytest.skip("the usernames below are none")
+    page = (ROOT / "docs" / "reference" / "http.rst").read_text(encoding="utf-8")
+    table = page.split("\nCodes of fields\n")[1].split("\nHeaders\n")[0]
+    heads = "\n".join(re.findall(r"^   \* - (.*)$", table, re.MULTILINE))
+    found = set()
+
+    def refused(route: str, body: dict[str, Any], **headers: str) -> None:
+        answer = api.post(f"/auth/{route}", body, format="json", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid"), answer.content
+        found.update(x["code"] for errors in answer.json()["errors"].values() for x in errors)
+
+    new = {"username": "new", "email": "new@example.org", "password": PASSWORD}
+    refused("register/", {"username": "new"})
+    for change in (
+        {"username": None},
+        {"username": ""},
+        {"username": "x" * 256},
+        {"password_confirm": "y"},
+        {"password": "short"},
+        {"password": "password"},
+        {"password": "new@example.org"},
+    ):
+        refused("register/", {**new, **change})
+    before = set(found)
+    for change in (
+        {"username": 1},
+        {"username": "bob@example.com"},
+        {"email": "r\xf6b@example.org"},
+        {"meta": ["no object"]},
+        {"meta": {"large": "x" * 5000}},
+    ):
+        refused("register/", {**new, **change})
+    assert found - before <= {"invalid"}
+    with override_accesspass(REFRESH_COOKIE="refresh"):
+        refused("refresh/", {"refresh_token": "ap_rt_"})
+        refused("refresh/", {}, Cookie="refresh=a; refresh=b", Origin="http://testserver")
+
+    login(api, user)
+    refused("account/delete/", {"current_password": "wrong"})
+
+    def needed(*_: Any) -> None:
+        raise ProtectedError("an order has this user", set())
+
+    monkeypatch.setattr(Hooks, "delete_user", needed)
+    refused("account/delete/", {"current_password": PASSWORD})
+    assert found == set(re.findall(r"``(\w+)``", heads))
+
+
+# docs/how-to/throttling.rst -------------------------------------------------------------------
+
+
+def test_what_was_not_made_here_is_refused_without_a_query(api: APIClient, user: Any) -> None:
+    with override_accesspass(TOKEN_KEYS=[OLD_KEY]):
+        forged = {x: tokens.mint(x, bytes(16), 2**32 - 1).text for x in TokenType}
+    sessions.join()
+    with CaptureQueriesContext(connection) as captured:
+        refresh = api.post("/auth/refresh/", {"refresh_token": forged[TokenType.REFRESH]}, "json")
+        confirm = api.post("/auth/confirm/", {"key": forged[TokenType.EMAIL_KEY]}, "json")
+        header = {"Authorization": f"Bearer {forged[TokenType.ACCESS]}"}
+        check = api.get("/auth/check/", headers=header)
+    codes = [x.json()["code"] for x in (refresh, confirm, check)]
+    assert codes == ["invalid_token", "invalid_key", "invalid_token"]
+    assert not captured.captured_queries
