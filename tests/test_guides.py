@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,7 @@ from accesspass.testing import age, login, other_node, override_accesspass
 from accesspass.tokens import TokenType
 from tests.conftest import PASSWORD
 from tests.documents import ROOT, commands, files_of, module_of, shown
-from tests.sessions import forget, is_refused, replicated
+from tests.sessions import cache_settings, forget, is_refused, replicated
 
 __all__ = ["replicated"]
 
@@ -411,3 +413,38 @@ def test_what_was_not_made_here_is_refused_without_a_query(api: APIClient, user:
     codes = [x.json()["code"] for x in (refresh, confirm, check)]
     assert codes == ["invalid_token", "invalid_key", "invalid_token"]
     assert not captured.captured_queries
+
+
+# docs/how-to/upgrading.rst --------------------------------------------------------------------
+
+
+def test_a_log_that_is_gone_back_to_holds_what_was_true_until_it_is_cleared(user: Any) -> None:
+    first, second = (f"memory://{uuid.uuid4()}" for _ in range(2))
+    with cache_settings(first):
+        pair = sessions.start(user)
+        sessions.authenticate(pair.access_token)
+    with cache_settings(second):
+        sessions.authenticate(pair.access_token)
+        sessions.revoke(pair.session_id)
+        assert is_refused(pair.access_token)
+    with cache_settings(first):
+        sessions.authenticate(pair.access_token)
+        caches["accesspass"].clear()
+        assert is_refused(pair.access_token)
+
+
+# docs/explanation/how-it-works.rst ------------------------------------------------------------
+
+
+def test_a_session_that_nobody_uses_is_in_no_replica(user: Any) -> None:
+    with override_accesspass(ACCESS_TOKEN_LIFETIME=1):
+        pair = sessions.start(user)
+        key = f"session:{pair.session_id.hex}"
+        assert caches["accesspass"].get(key) is not None
+        ends = time.monotonic() + 5
+        while caches["accesspass"].get(key) is not None and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert caches["accesspass"].get(key) is None
+        newer = sessions.refresh(pair.refresh_token)
+        assert caches["accesspass"].get(key) is not None
+        sessions.authenticate(newer.access_token)
