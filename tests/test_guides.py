@@ -448,3 +448,34 @@ def test_a_session_that_nobody_uses_is_in_no_replica(user: Any) -> None:
         newer = sessions.refresh(pair.refresh_token)
         assert caches["accesspass"].get(key) is not None
         sessions.authenticate(newer.access_token)
+
+
+# docs/how-to/short-answers.rst ----------------------------------------------------------------
+
+
+@override_accesspass(SESSIONS_PER_USER=1)
+def test_with_one_session_per_user_a_login_ends_the_one_before(user: Any) -> None:
+    first, second = sessions.start(user), sessions.start(user)
+    assert is_refused(first.access_token)
+    sessions.authenticate(second.access_token)
+
+
+def test_claims_of_the_account_and_of_one_session_bite_where_they_should(user: Any) -> None:
+    plain = sessions.start(user)
+    support = sessions.start(user, claims={"by": "staff"}, lifetime=900, name="support")
+    accounts.set_claims(user, {"role": "admin"})
+    claims = [sessions.authenticate(x.access_token)[1].claims for x in (plain, support)]
+    assert claims == [{"role": "admin"}, {"role": "admin", "by": "staff"}]
+    assert {row.name for row in sessions.live(user)} == {"", "support"}
+    user.is_active = False
+    user.save()
+    assert is_refused(plain.access_token)
+    assert sessions.live(user) == []
+
+
+@override_accesspass(ACCESS_TOKEN_HEADER="X-Access-Token")
+def test_another_header_carries_the_bare_token(api: APIClient, user: Any) -> None:
+    token = sessions.start(user).access_token
+    assert api.get("/auth/check/", headers={"X-Access-Token": token}).status_code == 200
+    basic = {"X-Access-Token": token, "Authorization": "Basic Ym9iOmJvYg=="}
+    assert api.get("/auth/check/", headers=basic).status_code == 200
