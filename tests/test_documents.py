@@ -17,11 +17,14 @@ from importlib.metadata import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from django.core.cache.backends.base import BaseCache
 from django.core.management import get_commands, load_command_class
 
-from accesspass import accounts, background, exceptions, models, sessions, tokens
+from accesspass import accounts, background, exceptions, models, sessions, signals, tokens
+from accesspass.cache import ReplicatedCache
 from accesspass.cache import exceptions as cache_exceptions
 from accesspass.conf import conf
+from accesspass.hooks import Hooks
 from benchmarks.report import rst
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
 
@@ -219,6 +222,27 @@ def test_no_cell_of_a_table_becomes_a_list() -> None:
         text = path.read_text(encoding="utf-8")
         found = re.findall(r"^ +(?:\* )?- [+*-] .*$", text, re.MULTILINE)
         assert not found, f"{path.name}: {found}"
+
+
+def test_the_pages_of_hooks_signals_and_the_cache_have_what_the_code_has() -> None:
+    pages = {
+        name: (ROOT / "docs" / "reference" / f"{name}.rst").read_text(encoding="utf-8")
+        for name in ("hooks", "signals", "cache")
+    }
+    hooks = {name: x for name, x in vars(Hooks).items() if inspect.isfunction(x)}
+    calls = {
+        f"{name}({', '.join([*inspect.signature(x).parameters][1:])})" for name, x in hooks.items()
+    }
+    assert set(re.findall(r"^   \* - ``(\w+\(.*\))``$", pages["hooks"], re.MULTILINE)) == calls
+    table, reasons = pages["signals"].split("\nWhy a session has ended\n")
+    assert set(re.findall(r"^   \* - ``(\w+)``$", table, re.MULTILINE)) == set(signals.__all__)
+    for name in vars(ReplicatedCache):
+        if not name.startswith("_") and not hasattr(BaseCache, name):
+            assert re.search(rf"``{name}\b|^{name}\(\)$", pages["cache"], re.MULTILINE), name
+    code = "".join(x.read_text(encoding="utf-8") for x in (ROOT / "accesspass").rglob("*.py"))
+    given = set(re.findall(r'(?:\breason(?:: str )?=|_end\([^)]*\), ) ?"(\w+)"', code))
+    told = "".join(re.findall(r"^   \* - (``.*)$", reasons, re.MULTILINE))
+    assert set(re.findall(r"``(\w+)``", told)) == given
 
 
 def test_all_that_recurs_is_in_the_table_of_housekeeping() -> None:
