@@ -224,6 +224,19 @@ def test_no_cell_of_a_table_becomes_a_list() -> None:
         assert not found, f"{path.name}: {found}"
 
 
+def test_the_page_of_requirements_says_what_the_package_asks_for() -> None:
+    page = (ROOT / "docs" / "reference" / "requirements.rst").read_text(encoding="utf-8")
+    said = metadata("django-accesspass")
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(said.get_all("Classifier", [])))
+    assert f"{', '.join(pythons[:-1])} and {pythons[-1]}, on Linux" in page
+    for name, title in (("Django", "Django"), ("djangorestframework", "Django REST framework")):
+        (least,) = re.findall(
+            rf"^{name}>=([\d.]+)$", "\n".join(said.get_all("Requires-Dist", [])), re.M
+        )
+        assert f"   * - {title}\n     - {least} or newer\n" in page
+    assert set(re.findall(r"``(\w+)``", page)) == set(said.get_all("Provides-Extra", []))
+
+
 def test_the_pages_of_hooks_signals_and_the_cache_have_what_the_code_has() -> None:
     pages = {
         name: (ROOT / "docs" / "reference" / f"{name}.rst").read_text(encoding="utf-8")
