@@ -92,6 +92,7 @@ def test_without_an_empty_log_an_end_waits_for_its_publication(user: Any) -> Non
     code = files_of("docs/how-to/leaks.rst")["manage.py shell: everybody"]
     pair = sessions.start(user)
     first, _clear, _rest = code.partition('caches["accesspass"].clear()\n')
+    sessions.authenticate(pair.access_token)  # whoever joins later looks for what is pending
     module_of(first)
     sessions.authenticate(pair.access_token)
     sessions.tidy()
