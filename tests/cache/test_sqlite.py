@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import sqlite3
@@ -21,7 +22,7 @@ import pytest
 
 from accesspass.cache import ReplicatedCache
 from accesspass.cache.engines import sqlite as sqlite_module
-from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.base import Change, Page
 from accesspass.cache.engines.sqlite import SQLiteEngine
 from accesspass.cache.exceptions import EngineUnavailable
 from tests.cache.conftest import MakeNode, eventually
@@ -74,7 +75,7 @@ def test_the_file_is_its_owners_alone(make_engine: MakeSQLite, path: Path) -> No
         engine.write([Change(b"key", b"value")])
     finally:
         os.umask(before)
-    assert len(files(path)) == 3  # the log and the index beside it too
+    assert len(files(path)) == 4  # SQLite's two beside it, and the stamp
     assert {mode(file) for file in files(path)} == {0o600}
 
 
@@ -113,7 +114,7 @@ def test_nothing_is_left_beside_the_file(make_engine: MakeSQLite, path: Path) ->
     engine = make_engine()
     engine.write([Change(b"key", b"value")])
     engine.close()
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, Path(f"{path}-stamp")]
 
 
 def test_a_writer_inside_a_transaction_of_the_project_does_not_wait_for_itself(
@@ -238,7 +239,7 @@ def test_the_log_of_a_killed_writer_is_not_read_into_a_new_file(
     make_engine: MakeSQLite, path: Path
 ) -> None:
     in_child(lambda: fill_and_die(path), killed=True)
-    assert len(files(path)) == 3
+    assert len(files(path)) == 4
     path.unlink()
     engine = make_engine()
     assert engine.changes(0, 10).head == 0
@@ -331,6 +332,145 @@ def test_rows_that_no_engine_of_ours_wrote_are_refused_by_the_table(
         connection.close()
 
 
+# The stamp -----------------------------------------------------------------------------------
+
+
+def questions(node: ReplicatedCache, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What a node asks its file from now on: the number after which it wants to know."""
+    asked = []
+    changes = node._follower.engine.changes
+
+    def ask(after: int, limit: int) -> Page:
+        asked.append(after)
+        return changes(after, limit)
+
+    monkeypatch.setattr(node._follower.engine, "changes", ask)
+    return asked
+
+
+def test_a_read_asks_the_file_after_a_write_and_twice_a_second(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 60.0)
+    node, other = make_node(), make_node()
+    node.set("key", 1)
+    assert [node.get("key"), node.get("key")] == [1, 1]
+    asked = questions(node, monkeypatch)
+    assert {node.get("key") for _ in range(1000)} == {1}
+    assert asked == []
+    for number in range(2, 20):
+        other.set("key", number)
+        assert node.get("key") == number
+    assert other.delete("key")
+    assert node.get("key") is None
+    asked.clear()
+    assert {node.get("key") for _ in range(1000)} == {None}
+    assert len(asked) <= 1
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 0.0)
+    assert {node.get("key") for _ in range(10)} == {None}
+    assert len(asked) >= 10
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_write_beside_a_question_is_seen_by_the_next_read(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 60.0)
+    node, other = make_node(), make_node()
+    other.set("key", "old")
+    assert node.get("key") == "old"
+    engine = node._follower.engine
+    changes = engine.changes
+
+    def ask(after: int, limit: int) -> Page:
+        monkeypatch.setattr(engine, "changes", changes)
+        if when == "before":
+            other.set("key", "new")
+        page = changes(after, limit)
+        if when == "after":
+            other.set("key", "new")
+        return page
+
+    other.set("another", 1)
+    assert node.get("another") == 1  # and the next question tells nothing new
+    monkeypatch.setattr(engine, "changes", ask)
+    assert node.get("key") == ("old" if when == "after" else "new")
+    assert engine.changes == changes
+    assert node.get("key") == "new"
+
+
+def test_who_reads_while_a_write_is_committed_reads_it_afterwards(make_node: MakeNode) -> None:
+    node, other = make_node(), make_node()
+    other.set("key", "old")
+    engine = other._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    seen = []
+
+    def before(statement: str) -> None:
+        if statement == "COMMIT":
+            seen.extend(node.get("key") for _ in range(3))
+
+    engine._pool[-1].set_trace_callback(before)
+    other.set("key", "new")
+    assert seen == ["old"] * 3
+    assert node.get("key") == "new"
+
+
+def test_a_new_callback_runs_although_nobody_has_written(make_node: MakeNode) -> None:
+    node = make_node()
+    node.set("key", 1)
+    assert [node.get("key"), node.get("key")] == [1, 1]
+    ran = []
+    node.before_fresh(lambda: ran.append(1))
+    assert node.get("key") == 1
+    assert ran == [1]
+
+
+def test_a_commit_whose_writer_died_before_the_stamp_is_found(make_node: MakeNode) -> None:
+    node, dying = make_node(), make_node()
+    node.set("key", "old")
+    assert {node.get("key") for _ in range(3)} == {"old"}
+    engine = dying._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    dying.get("key")
+    # A mapping of its own in place of the shared one: what is put there nobody sees.
+    engine._stamp = mmap.mmap(-1, 8)
+    dying.set("key", "new")
+    assert eventually(lambda: node.get("key") == "new", seconds=2.0)
+
+
+def test_a_stamp_that_is_lost_or_spoilt_is_made_again(make_node: MakeNode, path: Path) -> None:
+    stamp = Path(f"{path}-stamp")
+    stamp.write_bytes(b"odd")  # as by hand
+    node, other = make_node(), make_node()
+    node.set("key", 1)
+    assert other.get("key") == 1
+    assert len(stamp.read_bytes()) == 8
+    for number in range(3):
+        stamp.unlink()
+        node.set("key", number)  # the writer is the first to see it
+        assert stamp.exists()
+        assert eventually(lambda number=number: other.get("key") == number, seconds=2.0)
+    seen = [stamp.read_bytes()]
+    for number in range(10):
+        other.set("key", number)
+        assert node.get("key") == number
+        seen.append(stamp.read_bytes())
+    assert len(set(seen)) == 11
+
+
+def test_a_write_that_fails_leaves_the_stamp(make_engine: MakeSQLite, path: Path) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    before = engine.stamp()
+    assert before == Path(f"{path}-stamp").read_bytes()
+    with pytest.raises(EngineUnavailable):
+        engine.write([Change(b"key", "text")])  # type: ignore[arg-type]
+    assert Path(f"{path}-stamp").read_bytes() == before
+    engine.write([Change(b"key", b"value")])
+    assert Path(f"{path}-stamp").read_bytes() != before
+
+
 # Processes -----------------------------------------------------------------------------------
 
 
@@ -381,7 +521,7 @@ def test_twenty_processes_that_start_together_share_one_file(path: Path) -> None
     assert sorted(entry.key for entry in page.changes) == sorted(b"key-%d" % n for n in range(20))
     assert page.head == 20
     engine.close()
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, Path(f"{path}-stamp")]
 
 
 def test_a_child_opens_the_file_for_itself(make_node: MakeNode) -> None:
@@ -499,7 +639,7 @@ def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> No
 WRITER = """
 import sys
 from accesspass.cache.engines import sqlite as sqlite_module
-from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.base import Change, Page
 from accesspass.cache.engines.sqlite import SQLiteEngine
 engine = SQLiteEngine(sys.argv[1])
 number = 0

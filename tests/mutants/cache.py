@@ -12,6 +12,7 @@ ENGINES = "tests/cache/test_engine_contract.py::test_"
 FOLLOWER = "tests/cache/test_follower.py::test_"
 POSTGRESQL = "tests/cache/test_postgresql.py::test_"
 REDIS = "tests/cache/test_redis.py::test_"
+SQLITE = "tests/cache/test_sqlite.py::test_"
 
 MUTANTS = [
     # The replica and its follower ------------------------------------------------------------
@@ -336,6 +337,51 @@ MUTANTS = [
         f"{CACHE}/engines/sqlite.py",
         {'"WHERE seq > ? ORDER BY': '"WHERE seq > ? AND value IS NOT NULL ORDER BY'},
         f"{CONTRACT}s2_a_deletion_reaches_the_other_nodes[sqlite]",
+    ),
+    Mutant(
+        "unstamped-write",
+        "A write leaves the stamp by which the other processes tell that there was one.",
+        f"{CACHE}/engines/sqlite.py",
+        {"                self._stamp[:] = stamp": "                pass"},
+        f"{SQLITE}a_read_asks_the_file_after_a_write_and_twice_a_second",
+    ),
+    Mutant(
+        "stamp-before-commit",
+        "A write is told of before it can be seen.",
+        f"{CACHE}/engines/sqlite.py",
+        {
+            "                    yield connection\n                    connection.execute"
+            '("COMMIT")\n': "                    yield connection\n"
+            "                    self._stamp[:] = stamp\n"
+            '                    connection.execute("COMMIT")\n',
+            "                self._stamp[:] = stamp  # type: ignore[index]\n": "",
+        },
+        f"{SQLITE}who_reads_while_a_write_is_committed_reads_it_afterwards",
+    ),
+    Mutant(
+        "stamp-after-the-question",
+        "What was written while the file was asked is taken for known.",
+        f"{CACHE}/follower.py",
+        {"        replica.stamp = stamp\n": "        replica.stamp = self.engine.stamp()\n"},
+        f"{SQLITE}a_write_beside_a_question_is_seen_by_the_next_read[after]",
+    ),
+    Mutant(
+        "stamp-believed-for-ever",
+        "A commit whose writer was killed before it could tell of it is never found.",
+        f"{CACHE}/engines/sqlite.py",
+        {
+            "if self._stamp is None or time.monotonic() - self._checked > _CHECK_PATH_EVERY:": (
+                "if self._stamp is None:"
+            )
+        },
+        f"{SQLITE}a_commit_whose_writer_died_before_the_stamp_is_found",
+    ),
+    Mutant(
+        "stamp-without-vouching",
+        "A replica answers because nobody has written, though a callback has yet to run.",
+        f"{CACHE}/follower.py",
+        {"stamp == replica.stamp and replica.vouched": "stamp == replica.stamp"},
+        f"{SQLITE}a_new_callback_runs_although_nobody_has_written",
     ),
     Mutant(
         "floor-raised-late",

@@ -4,14 +4,18 @@ Its own file, because a writer on a second connection to the project's file, ins
 transaction, would wait for itself. Write-ahead logging lets readers go on while somebody writes;
 ``synchronous=FULL`` makes an acknowledged write survive a power cut.
 
-Asking whether anything is new costs microseconds, so it is done at each read: there is no thread
-and no lag.
+Whether anything is new is found out at each read, so there is no thread and no lag. Beside the log
+lies a stamp of eight bytes, which every process has mapped into its memory, and which a writer
+replaces by random ones after it has committed and before it acknowledges. While the stamp is the
+one that was there before the file was last asked, nobody has written since, and the file need not
+be asked. Mapped memory is what write-ahead logging needs as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import random
 import secrets
@@ -60,8 +64,10 @@ _UPSERT = (
 )
 # How long to wait between two tries to get the write lock, in seconds.
 _TRY_EVERY = (0.0002, 0.002)
-# How often it is checked that the path still names the file that is open, in seconds.
+# How often it is checked that the paths still name the files that are open, in seconds. Just as
+# often the file is asked whatever the stamp: a writer may be killed between commit and stamp.
 _CHECK_PATH_EVERY = 0.5
+_STAMP_SIZE = 8
 # Bound here, so that tests which replace time.time() do not move the order of expiries.
 _wall_clock = time.time
 
@@ -122,6 +128,8 @@ class SQLiteEngine(Engine):
         # The threads of a process queue here, which is cheaper than to wait for the file.
         self._writing = threading.Lock()
         self._file: tuple[int, int] | None = None
+        self._stamp: mmap.mmap | None = None
+        self._stamp_file: tuple[int, int] | None = None
         self._checked = 0.0
         _engines.add(self)
 
@@ -141,6 +149,11 @@ class SQLiteEngine(Engine):
             connection.execute("COMMIT")
         entries = [Entry(*row) for row in rows[:limit]]
         return Page(epoch, head, floor, _wall_clock(), entries, len(rows) > limit)
+
+    def stamp(self) -> bytes | None:
+        if self._stamp is None or time.monotonic() - self._checked > _CHECK_PATH_EVERY:
+            return None
+        return self._stamp[:]
 
     def read(self, key: bytes) -> Entry | None:
         with self._connection() as connection:
@@ -224,6 +237,8 @@ class SQLiteEngine(Engine):
         try:
             with self._connection() as connection:
                 self._take_write_lock(connection, give_up)
+                # Random, so that no writer has to know of another one.
+                stamp = os.urandom(_STAMP_SIZE)
                 try:
                     yield connection
                     connection.execute("COMMIT")
@@ -231,6 +246,7 @@ class SQLiteEngine(Engine):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+                self._stamp[:] = stamp  # type: ignore[index]
         finally:
             self._writing.release()
 
@@ -251,17 +267,37 @@ class SQLiteEngine(Engine):
             connection.execute(f"PRAGMA busy_timeout = {int(self.deadline * 1000)}")
 
     def _check_path(self) -> None:
-        """Let go of a file that the path no longer names, and make one where there is none."""
+        """Let go of files that the paths no longer name, and make them where there are none."""
         try:
-            found = os.stat(self.path)
+            found = _identity(self.path)
         except FileNotFoundError:
             self._create()
-            found = os.stat(self.path)
-        identity = (found.st_dev, found.st_ino)
-        if identity != self._file:
+            found = _identity(self.path)
+        if found != self._file:
             self.close()
-            self._file = identity
+            self._file = found
+        self._map_stamp()
         self._checked = time.monotonic()
+
+    def _map_stamp(self) -> None:
+        path = f"{self.path}-stamp"
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(path) == self._stamp_file:
+                return
+        with _locked(os.path.dirname(path)):
+            if not os.path.exists(path) or os.path.getsize(path) != _STAMP_SIZE:
+                with self._temporary() as temporary:
+                    with open(temporary, "wb") as made:
+                        made.write(os.urandom(_STAMP_SIZE))
+                        made.flush()
+                        os.fsync(made.fileno())
+                    os.rename(temporary, path)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._stamp = mmap.mmap(file, _STAMP_SIZE)
+                self._stamp_file = _identity(file)
+            finally:
+                os.close(file)
 
     def _open(self) -> sqlite3.Connection:
         with _opening:
@@ -285,16 +321,7 @@ class SQLiteEngine(Engine):
 
     def _create(self) -> None:
         """Make the file complete under another name, then give it its own: nobody sees half."""
-        folder = os.path.dirname(self.path)
-        handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=folder)
-        try:
-            if self._like is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    model = os.stat(self._like)
-                    os.fchmod(handle, model.st_mode & 0o666)
-                    if os.geteuid() == 0:
-                        os.fchown(handle, model.st_uid, model.st_gid)
-            os.close(handle)
+        with self._temporary() as temporary:
             with (
                 _opening,
                 contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
@@ -303,26 +330,36 @@ class SQLiteEngine(Engine):
                 connection.executescript(_SCHEMA)
                 connection.execute("INSERT INTO meta VALUES (1, ?, 0, 0)", (secrets.token_hex(8),))
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            self._give_name(temporary, folder)
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary + suffix)
-
-    def _give_name(self, temporary: str, folder: str) -> None:
-        """Move a new file to its place, unless another process was quicker."""
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(self.path):
+            with _locked(os.path.dirname(self.path)):
+                if os.path.exists(self.path):
+                    return  # another process was quicker
                 # A log left behind by a file that was deleted would be read as if it were of this
                 # one.
                 for suffix in ("-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.path + suffix)
                 os.rename(temporary, self.path)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[str]:
+        """An empty file in the same folder, with the owner and mode that ours have.
+
+        It is closed: to close a file that SQLite has open as well would end SQLite's locks.
+        """
+        handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=os.path.dirname(self.path))
+        try:
+            if self._like is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    model = os.stat(self._like)
+                    os.fchmod(handle, model.st_mode & 0o666)
+                    if os.geteuid() == 0:
+                        os.fchown(handle, model.st_uid, model.st_gid)
+            os.close(handle)
+            yield temporary
         finally:
-            os.close(lock)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary + suffix)
 
     def unavailable(self, error: BaseException) -> CacheError:
         """Return the error that says that the file could not be used."""
@@ -374,6 +411,22 @@ class _Borrowed:
         self._engine.discard(self._connection)
         if isinstance(error, sqlite3.Error):
             raise self._engine.unavailable(error) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Whoever gives a file its name in a folder does it alone."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _identity(file: str | int) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_dev, found.st_ino
 
 
 def _meta(connection: sqlite3.Connection) -> tuple[str, int, int]:
