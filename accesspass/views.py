@@ -233,10 +233,10 @@ class LoginView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request) -> Response:
-        body = self.body(request)
-        attempt = throttling.count("login", request._request, body["username"])
-        data = _without_secrets(request)
-        user, pair = accounts.log_in(**body, data=data, request=request._request)
+        values, further = _split(self.body(request), LoginSerializer)
+        attempt = throttling.count("login", request._request, values["username"])
+        data = {**_without_secrets(request), **further}
+        user, pair = accounts.log_in(**values, data=data, request=request._request)
         attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
 
