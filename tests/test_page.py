@@ -318,6 +318,27 @@ def test_every_worker_is_seen_to_refuse_and_none_accepts_after_it(page: Page) ->
     heading(page, "Sign in")
 
 
+def test_workers_that_refuse_before_the_acknowledgement_are_told_of_in_order(page: Page) -> None:
+    page.add_init_script(
+        """(() => {
+          const real = fetch;
+          window.fetch = async (path, options) => {
+            const answer = await real(path, options);
+            const slow = path.endsWith("/logout/all/");
+            if (slow) await new Promise((resolve) => setTimeout(resolve, 3000));
+            return answer;
+          };
+        })()"""
+    )
+    register(page, "gwen")
+    revoke_everywhere(page)
+    told = page.locator("#timeline b").all_inner_texts()
+    moments = [int(moment.removesuffix(" ms")) for moment in told]
+    assert len(moments) == 4
+    assert moments[0] < 0
+    assert moments == sorted(moments)
+
+
 def test_a_session_that_was_ended_elsewhere_ends_here(page: Page, site: PageServer) -> None:
     register(page, "hedy")
     other = site.once("POST", "/auth/login/", body={"username": "hedy", "password": PASSWORD})

@@ -181,7 +181,7 @@ function tell(was = null) {
 
 tabs.addEventListener("message", async ({ data: { token, was } }) => {
   if (!token) {
-    if (was === access) leave("You are signed out.", location.pathname);
+    if (was === access && !ending) leave("You are signed out.", location.pathname);
     return;
   }
   const [signedIn, over, loaded] = [user !== null, ended !== null, view !== null];
@@ -360,6 +360,7 @@ async function revoke(session, name) {
 const workers = new Map(); // process id → what it answered
 const STATES = { 200: ["good", "accepts"], 401: ["bad", "refuses"] };
 let watching = false;
+let ending = null; // "Revoke everywhere", as long as it is under way
 
 /** Ask the workers about the token as long as the account is shown. */
 async function watch() {
@@ -382,6 +383,7 @@ async function askWorkers() {
       return [answer, sent, performance.now()];
     }),
   );
+  await ending; // a worker may refuse before the answer to that has arrived
   if (token !== (ended?.token ?? access)) return;
   if (!ended && round.some(([answer]) => answer.status === 401)) {
     // Expired, which the cookie mends, or revoked from elsewhere, which it does not.
@@ -413,9 +415,12 @@ function note(answer, sent, received) {
   }
 }
 
+/** Put into the timeline what happened then: a refusal may arrive before the acknowledgement. */
 function happened(after, text) {
-  const item = element("li", {}, element("b", {}, `${after.toFixed(0)} ms`), element("span", {}, text));
-  $("#timeline").append(item);
+  const when = element("b", {}, `${after.toFixed(0)} ms`);
+  const item = element("li", { "data-after": String(after) }, when, element("span", {}, text));
+  const later = $$("#timeline li").find((other) => Number(other.dataset.after) > after);
+  $("#timeline").insertBefore(item, later ?? null);
 }
 
 function drawWorkers() {
@@ -449,6 +454,16 @@ function drawWorkers() {
 }
 
 async function endAll() {
+  ending = end();
+  await ending;
+  ending = null;
+  if (!ended) return;
+  $("#ending h3").tabIndex = -1;
+  $("#ending h3").focus();
+  await askWorkers(); // now, and not when the next round is due
+}
+
+async function end() {
   const answer = await callAsUser("POST", `${AUTH}logout/all/`);
   if (!user) return;
   if (answer.status !== 204 && answer.status !== 202) {
@@ -464,9 +479,6 @@ async function endAll() {
   tell(ended.token);
   notify("Every session of yours has ended, this one too.");
   show();
-  $("#ending h3").tabIndex = -1;
-  $("#ending h3").focus();
-  await askWorkers(); // now, and not when the next round is due
 }
 
 // The outbox -------------------------------------------------------------------------------------
