@@ -339,6 +339,18 @@ def test_workers_that_refuse_before_the_acknowledgement_are_told_of_in_order(pag
     assert moments == sorted(moments)
 
 
+def test_what_is_selected_in_a_card_of_a_worker_stays_so(page: Page) -> None:
+    register(page, "gail")
+    workers(page, "accepts").nth(2).wait_for()
+    selected = page.evaluate(
+        "getSelection().selectAllChildren(document.querySelector('#workers b')) ?? "
+        "getSelection().toString()"
+    )
+    for _ in range(9):  # two rounds of questions
+        page.wait_for_event("requestfinished", lambda x: x.url.endswith("/hello/"))
+    assert page.evaluate("getSelection().toString()") == selected != ""
+
+
 def test_a_session_that_was_ended_elsewhere_ends_here(page: Page, site: PageServer) -> None:
     register(page, "hedy")
     other = site.once("POST", "/auth/login/", body={"username": "hedy", "password": PASSWORD})

@@ -423,34 +423,44 @@ function happened(after, text) {
   $("#timeline").insertBefore(item, later ?? null);
 }
 
+/** Change a text only if it is another one: a selection stays, and nothing is read out twice. */
+function write(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function makeCard(pid) {
+  const bars = Array.from({ length: REMEMBERED }, () => element("i"));
+  const [state, last] = [element("span"), element("div", { className: "last" })];
+  const head = element("div", { className: "head" }, element("b", {}, String(pid)), state);
+  const strip = element("div", { className: "strip", "aria-hidden": "true" }, ...bars);
+  return { item: element("li", {}, head, strip, last), state, bars, last };
+}
+
 function drawWorkers() {
-  const items = [...workers].sort(([one], [other]) => one - other);
-  $("#workers").replaceChildren(
-    ...items.map(([pid, worker]) => {
-      const [kind, state] = STATES[worker.last.status] ?? ["", "fails"];
-      const strip = element("div", { className: "strip", "aria-hidden": "true" });
-      for (let at = worker.past.length - REMEMBERED; at < worker.past.length; at += 1) {
-        const status = worker.past[at];
-        strip.append(element("i", { className: STATES[status]?.[0] ?? "" }));
-      }
-      const head = element(
-        "div",
-        { className: "head" },
-        element("b", {}, String(pid)),
-        element("span", { className: `pill ${kind}` }, state),
-      );
-      const last = element("div", { className: "last" }, cost(worker.last));
-      return element("li", { className: kind }, head, strip, last);
-    }),
-  );
+  const list = [...workers].sort(([one], [other]) => one - other);
+  for (const [pid, worker] of list) {
+    const { item, state, bars, last } = (worker.card ??= makeCard(pid));
+    const [kind, text] = STATES[worker.last.status] ?? ["", "fails"];
+    item.className = kind;
+    state.className = `pill ${kind}`;
+    write(state, text);
+    write(last, cost(worker.last));
+    const from = worker.past.length - REMEMBERED;
+    bars.forEach((bar, at) => (bar.className = STATES[worker.past[from + at]]?.[0] ?? ""));
+  }
+  const items = list.map(([, worker]) => worker.card.item);
+  const shown = [...$("#workers").children];
+  if (items.length !== shown.length || items.some((item, at) => item !== shown[at])) {
+    $("#workers").replaceChildren(...items);
+  }
   if (!ended) return;
-  const refusing = items.filter(([, worker]) => worker.refused !== null).length;
-  const text =
-    refusing === items.length
+  const refusing = list.filter(([, worker]) => worker.refused !== null).length;
+  write(
+    $("#verdict"),
+    refusing === list.length
       ? `All ${refusing} workers refuse. Requests accepted since: ${ended.late || "none"}.`
-      : `${refusing} of ${items.length} workers refuse.`;
-  // Only a change is read out.
-  if ($("#verdict").textContent !== text) $("#verdict").textContent = text;
+      : `${refusing} of ${list.length} workers refuse.`,
+  );
 }
 
 async function endAll() {
