@@ -437,6 +437,8 @@ def test_a_lost_server_is_told_of_and_ends_no_session(
     strict_page.get_by_role("status").filter(has_text="does not answer").nth(1).wait_for()
     strict.start()
     says(strict_page, "The server answers again.")
+    statuses = strict_page.get_by_role("status")
+    assert statuses.filter(has_text="does not answer").count() == 0  # it does now
     workers(strict_page, "accepts").nth(2).wait_for()
     heading(strict_page, "Account")
 

@@ -20,6 +20,7 @@ const ENDED = "This session has ended.";
 let access = null; // the access token
 let user = null; // who is signed in
 let key = null; // what a link of an e-mail has brought
+let complained = false; // whether the notice is about a server that could not answer
 let ended = null; // {at, token, late}: when every session was revoked, and what was accepted since
 
 const $ = (selector) => document.querySelector(selector);
@@ -242,11 +243,18 @@ function go(path, message, link) {
 
 /** Say something in the live region, with a link to the outbox if mail is on its way. */
 function notify(message, link) {
+  complained = false;
   const parts = message ? [element("p", { className: "notice" }, message)] : [];
   if (link && $('nav a[href="/outbox"]')) {
     parts[0].append(element("a", { href: "/outbox" }, "Open the outbox"));
   }
   $("#notice").replaceChildren(...parts);
+}
+
+/** Say why something was not done. */
+function complain(answer) {
+  notify(said(answer));
+  complained = lost(answer);
 }
 
 /** Say, in a live region of its own, that the server is lost, and that it is back. */
@@ -256,6 +264,7 @@ function connected(answer) {
   if (text === before || (text === BACK && !before)) return;
   $("#lost").replaceChildren(element("p", { className: "notice" }, text));
   if (text !== BACK) return;
+  if (complained) notify(); // true no more
   setTimeout(() => $("#lost").textContent === BACK && $("#lost").replaceChildren(), SAID);
 }
 
@@ -287,7 +296,7 @@ const elsewhere = () => `${user.username} has signed in in another tab.`;
 async function enter(message, link) {
   const answer = await callAsUser("GET", `${AUTH}check/`);
   if (answer.status !== 200) {
-    if (!gone(answer)) notify(said(answer));
+    if (!gone(answer)) complain(answer);
     return false;
   }
   showUser(answer);
@@ -348,8 +357,9 @@ async function showDevices() {
 async function revoke(session, name) {
   const answer = await callAsUser("DELETE", `${AUTH}sessions/${session.id}/`);
   if (!user) return;
-  const done = answer.status === 204 || answer.status === 404;
-  notify(done ? `${name} is signed out.` : (said(answer) ?? "It is being signed out."));
+  if (answer.status === 204 || answer.status === 404) notify(`${name} is signed out.`);
+  else if (answer.status === 202) notify("It is being signed out.");
+  else complain(answer);
   await showDevices();
   $("#devices-title").scrollIntoView({ block: "nearest" });
   ($("#devices button") ?? $('[data-do="check"]')).focus();
@@ -477,7 +487,7 @@ async function end() {
   const answer = await callAsUser("POST", `${AUTH}logout/all/`);
   if (!user) return;
   if (answer.status !== 204 && answer.status !== 202) {
-    notify(said(answer));
+    complain(answer);
     return;
   }
   $("#timeline").replaceChildren();
@@ -645,17 +655,17 @@ const DO = {
   check: async () => {
     const answer = await callAsUser("GET", `${AUTH}check/`);
     if (answer.status === 200) showUser(answer);
-    else if (user) notify(said(answer));
+    else if (user) complain(answer);
   },
   resend: async () => {
     const answer = await call("POST", `${AUTH}confirm/resend/`, { username: user.username });
-    const done = answer.status === 202;
-    notify(done ? "An e-mail is on its way." : said(answer), done);
+    if (answer.status === 202) notify("An e-mail is on its way.", true);
+    else complain(answer);
   },
   "log-out": async () => {
     const answer = await call("POST", `${AUTH}logout/`, {}, access);
     if (answer.status === 204 || answer.status === 202) signOut("You are signed out.");
-    else notify(said(answer));
+    else complain(answer);
   },
   "end-all": endAll,
   "sign-in-again": () => leave(null, "/"),
