@@ -267,9 +267,10 @@ def test_a_forgotten_password_is_reset_and_a_username_sent(page: Page) -> None:
 
 def test_another_device_is_seen_and_revoked(page: Page, site: PageServer) -> None:
     register(page, "emmy")
+    devices(page).first.wait_for()
     body = {"username": "emmy", "password": PASSWORD}
     assert site.once("POST", "/auth/login/", body=body).status == 200
-    page.reload()
+    page.get_by_role("button", name="Check again").click()
     devices(page).nth(1).wait_for()
     page.get_by_role("button", name="Revoke Unknown device").click()
     says(page, "Unknown device is signed out.")

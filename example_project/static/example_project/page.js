@@ -333,6 +333,9 @@ function leave(message, path) {
 async function showDevices() {
   const answer = await callAsUser("GET", `${AUTH}sessions/`);
   if (answer.status !== 200) return;
+  const told = JSON.stringify(answer.body, (name, value) => (name === "last_used_at" ? "" : value));
+  if (told === $("#devices").dataset.told) return; // the focus may be in the list
+  $("#devices").dataset.told = told;
   $("#devices").replaceChildren(
     ...answer.body.map((session) => {
       const name = session.device || "Unknown device";
@@ -654,8 +657,10 @@ function showErrors(form, { detail, errors = {} }) {
 const DO = {
   check: async () => {
     const answer = await callAsUser("GET", `${AUTH}check/`);
-    if (answer.status === 200) showUser(answer);
-    else if (user) complain(answer);
+    if (answer.status === 200) {
+      showUser(answer);
+      if (view === "account") await showDevices();
+    } else if (user) complain(answer);
   },
   resend: async () => {
     const answer = await call("POST", `${AUTH}confirm/resend/`, { username: user.username });
