@@ -457,6 +457,18 @@ def test_a_server_that_cannot_tell_who_one_is_says_so_and_is_asked_again(page: P
     heading(page, "Account")
 
 
+def test_a_slow_server_is_waited_for_without_buttons_that_do_nothing(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/auth/refresh/", lambda route: held.append(route))
+    page.goto("/")
+    page.get_by_text("Asking the server who you are").wait_for()
+    assert page.get_by_role("button").count() == 0
+    assert page.get_by_role("navigation").get_by_role("link").all_inner_texts() == ["Outbox"]
+    held[0].continue_()
+    heading(page, "Sign in")
+    assert page.get_by_text("Asking the server").count() == 0
+
+
 def test_a_throttled_sign_in_says_how_long_to_wait(strict_page: Page) -> None:
     for _ in range(4):
         sign_in(strict_page, "nobody", "wrong")

@@ -221,6 +221,7 @@ function show() {
     link.toggleAttribute("aria-current", current);
     if (current) link.setAttribute("aria-current", "page");
   }
+  $("#waiting")?.remove();
   const title = $(`[data-view="${next}"] h1`);
   document.title = `${title.textContent} – AccessPass`;
   if (view !== null && view !== next) {
@@ -709,6 +710,7 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && user) DO.check();
 });
 
+$("#waiting").hidden = false;
 takeKey();
 let began = await renew();
 show();
