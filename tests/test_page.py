@@ -616,6 +616,29 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_a_phone(page: Page, sc
     look()
 
 
+def test_a_message_does_not_cover_what_has_the_focus_and_can_be_dismissed(page: Page) -> None:
+    covered = """() => {
+      const [focus, notice] = [document.activeElement, document.querySelector(".notice")]
+        .map((node) => node.getBoundingClientRect());
+      return focus.top < notice.bottom && focus.bottom > notice.top;
+    }"""
+    register(page, "jill")
+    workers(page, "accepts").nth(2).wait_for()
+    page.set_viewport_size({"width": 320, "height": 560})
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    page.get_by_role("list", name="API calls").locator("summary").last.focus()
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.closest('.said') !== null"):
+            break
+        assert not page.evaluate(covered), page.evaluate("document.activeElement.outerHTML")
+    page.get_by_role("button", name="Dismiss the message").press("Enter")
+    assert page.get_by_role("status").filter(has_text="Welcome").count() == 0
+    assert page.evaluate("document.activeElement.textContent") == "Account"
+    assert page.get_by_role("button", name="Dismiss the message").count() == 0
+
+
 def test_every_field_and_button_has_a_name(page: Page) -> None:
     register(page, "kay")
     nameless = """() => [...document.querySelectorAll("input, button, a, summary")].filter((node) =>

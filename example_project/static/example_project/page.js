@@ -675,6 +675,10 @@ const DO = {
   },
   "end-all": endAll,
   "sign-in-again": () => leave(null, "/"),
+  dismiss: () => {
+    notify();
+    $(`[data-view="${view}"] h1`)?.focus();
+  },
 };
 
 /** Take the key of a link out of the address bar, the history and what is shared from there. */
@@ -709,6 +713,11 @@ document.addEventListener("visibilitychange", () => {
   // The address may have been confirmed elsewhere, or the session ended.
   if (document.visibilityState === "visible" && user) DO.check();
 });
+
+// A message that follows who reads must not cover what gets the focus.
+new ResizeObserver(([{ target }]) => {
+  document.documentElement.style.setProperty("--said", `${target.offsetHeight}px`);
+}).observe($(".said"));
 
 $("#waiting").hidden = false;
 takeKey();
