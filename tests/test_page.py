@@ -616,6 +616,31 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_a_phone(page: Page, sc
     look()
 
 
+def test_twice_the_text_fits_a_phone_whatever_the_name(site: PageServer, chromium: Browser) -> None:
+    with (
+        installed.start(chromium.browser_type, "--blink-settings=defaultFontSize=32") as large,
+        window(large, site) as context,
+    ):
+        page = context.new_page()
+
+        def look() -> None:
+            assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+        page.goto("/forgot")
+        heading(page, "Forgotten")
+        assert page.evaluate("getComputedStyle(document.body).fontSize") == "32px"
+        look()
+        register(page, "jo" * 75)
+        for summary in page.locator("summary:visible").all():
+            summary.click()
+        look()
+        revoke_everywhere(page)
+        look()
+        page.goto("/outbox")
+        page.get_by_role("article").first.wait_for()
+        look()
+
+
 def test_a_message_does_not_cover_what_has_the_focus_and_can_be_dismissed(page: Page) -> None:
     covered = """() => {
       const [focus, notice] = [document.activeElement, document.querySelector(".notice")]
