@@ -239,6 +239,18 @@ def test_an_address_is_confirmed_and_the_key_leaves_the_address_bar(page: Page) 
     heading(page, "This link has no key")
 
 
+def test_an_e_mail_that_comes_takes_no_focus_away(page: Page, site: PageServer) -> None:
+    register(page, "cora")
+    page.goto("/outbox")
+    mails = page.get_by_role("article")
+    mails.filter(has_text="cora").get_by_role("link").focus()
+    focused = page.evaluate("document.activeElement.href")
+    assert site.once("POST", "/auth/password/reset/", body={"username": "cora"}).status == 202
+    mails.filter(has_text="cora").nth(1).wait_for()
+    assert mails.first.get_by_role("heading").inner_text().startswith("Choose a new password")
+    assert page.evaluate("document.activeElement.href") == focused
+
+
 def test_a_forgotten_password_is_reset_and_a_username_sent(page: Page) -> None:
     register(page, "dora")
     page.get_by_role("button", name="Sign out").click()

@@ -509,16 +509,21 @@ async function end() {
 
 /** Show the mails, and those that come, as long as they are looked at. */
 async function showMails() {
-  let shown = null;
+  let shown = null; // the text of each
   while (view === "outbox") {
     const answer = await send("GET", "/outbox/mails/");
     connected(answer);
     const { mails } = answer.body;
-    if (mails && JSON.stringify(mails) !== shown) {
-      shown = JSON.stringify(mails);
-      $("#mails").replaceChildren(
-        ...(mails.length ? mails.map(drawMail) : [element("li", {}, "No e-mail was sent yet.")]),
-      );
+    if (mails) {
+      const texts = mails.map((mail) => JSON.stringify(mail));
+      const more = texts.length - (shown?.length ?? 0);
+      if (shown?.length && shown.every((text, at) => text === texts[more + at])) {
+        $("#mails").prepend(...mails.slice(0, more).map(drawMail)); // the focus may be further down
+      } else {
+        const none = element("li", {}, "No e-mail was sent yet.");
+        $("#mails").replaceChildren(...(mails.length ? mails.map(drawMail) : [none]));
+      }
+      shown = texts;
     }
     await pause(1000);
   }
