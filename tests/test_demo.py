@@ -106,6 +106,21 @@ def test_the_demo_ends_in_silence_where_nobody_reads_any_more() -> None:
     assert_gone({int(row["worker"]) for row in rows(text)})
 
 
+@pytest.mark.pipeline
+def test_the_demo_keeps_its_folder_and_breaks_no_promise_there_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "ACCESSPASS_DEMO_DIR": str(tmp_path / "kept")}
+    first, second = (
+        subprocess.run(
+            [*DEMO, "--exit"], capture_output=True, text=True, timeout=120, env=environment
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert (tmp_path / "kept" / "db.sqlite3").exists()
+    assert second.returncode == 1
+    assert second.stderr.strip().startswith("An earlier demo has left its user there")
+
+
 def test_the_demo_says_why_a_server_does_not_start() -> None:
     done = subprocess.run(
         [*DEMO, "--exit", "--settings=no_such_module"], capture_output=True, text=True, timeout=120
