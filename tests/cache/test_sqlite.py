@@ -236,6 +236,34 @@ def test_a_write_right_after_the_deletion_goes_to_the_new_file(
     assert make_node().get("new") == 2
 
 
+def test_who_opens_a_file_that_was_just_deleted_leaves_no_empty_one(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    path.unlink()
+    with pytest.raises(EngineUnavailable):
+        engine.changes(0, 0)  # so soon that the path is not looked at before
+    assert not path.exists()
+    assert engine.changes(0, 0).head == 0
+    engine.write([Change(b"key", b"value")])
+
+
+@pytest.mark.parametrize("odd", [b"a ?#%41&mode=memory", b"\xff\xfe", b"./../log/x", b"/x"])
+def test_a_file_may_have_any_name(tmp_path: Path, odd: bytes) -> None:
+    (tmp_path / "log").mkdir()
+    name = os.fsdecode(os.fsencode(tmp_path / "log") + b"/" + odd)
+    for path in (name, f"/{name}", os.path.relpath(name)):
+        engine = SQLiteEngine(path)
+        engine.write([Change(b"key", b"value")])
+        assert engine.changes(0, 10).changes
+        engine.close()
+    assert engine.changes(0, 0).head == 3
+    engine.close()
+    assert len(list((tmp_path / "log").iterdir())) == 2
+
+
 def test_the_log_of_a_killed_writer_is_not_read_into_a_new_file(
     make_engine: MakeSQLite, path: Path
 ) -> None:

@@ -27,6 +27,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote
 
 from accesspass.cache.engines.base import (
     Change,
@@ -221,6 +222,7 @@ class SQLiteEngine(Engine):
             except IndexError:
                 return _Borrowed(self, pool, self._open())
         except (sqlite3.Error, OSError) as error:
+            self._checked = 0.0  # the file may have gone, so the next one looks again
             raise self.unavailable(error) from error
 
     def give_back(self, pool: list[sqlite3.Connection], connection: sqlite3.Connection) -> None:
@@ -337,7 +339,12 @@ class SQLiteEngine(Engine):
     def _open(self) -> sqlite3.Connection:
         with _opening:
             connection = sqlite3.connect(
-                self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False
+                # Without this mode SQLite would make an empty file in place of a deleted one.
+                f"file://{quote(os.fsencode(os.path.realpath(self.path)))}?mode=rw",
+                uri=True,
+                timeout=self.deadline,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._live.add(connection)
         try:
