@@ -806,6 +806,26 @@ def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> No
     assert node.get("n") > 5
 
 
+CUT_SHORT = """
+import os, sys
+from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.sqlite import SQLiteEngine
+engine = SQLiteEngine(sys.argv[1])
+engine.write([Change(b"key", b"value")])
+engine.changes(0, 10)
+os.truncate(sys.argv[1] + sys.argv[2], 0)
+engine.changes(0, 10)
+engine.stamp()
+"""
+
+
+@pytest.mark.parametrize("suffix", ["-shm", "-stamp"])
+def test_a_file_that_is_cut_short_ends_who_looks_at_its_memory(path: Path, suffix: str) -> None:
+    """As the page of failures says. SQLite's own file is no better."""
+    command = [sys.executable, "-c", CUT_SHORT, str(path), suffix]
+    assert subprocess.run(command).returncode == -signal.SIGBUS
+
+
 WRITER = """
 import sys
 from accesspass.cache.engines import sqlite as sqlite_module
