@@ -537,6 +537,27 @@ def test_without_a_stamp_reads_ask_the_file_and_writes_are_refused(
     assert other.get("key") == 4
 
 
+def test_a_stamp_for_which_there_is_no_room_leaves_nothing_behind(
+    make_engine: MakeSQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    Path(f"{path}-stamp").unlink()
+
+    def refuse(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(EngineUnavailable, match="No space left on device"):
+        engine.write([Change(b"key", b"value")])
+    assert engine.changes(0, 0).head == 1
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    assert not list(path.parent.glob(".accesspass-*"))
+    monkeypatch.undo()
+    engine.write([Change(b"key", b"value")])
+
+
 def test_who_locks_the_folder_stops_nobody_for_longer_than_the_deadline(
     make_engine: MakeSQLite, path: Path
 ) -> None:

@@ -320,11 +320,8 @@ class SQLiteEngine(Engine):
         with _locked(os.path.dirname(path), wait):
             if not os.path.exists(path) or os.path.getsize(path) != _STAMP_SIZE:
                 # Whose the log is has to be able to write it, whoever comes first.
-                with self._temporary(path, os.stat(log)) as temporary:
-                    with open(temporary, "wb") as made:
-                        made.write(os.urandom(_STAMP_SIZE))
-                        made.flush()
-                        os.fsync(made.fileno())
+                content = os.urandom(_STAMP_SIZE)
+                with self._temporary(path, os.stat(log), content) as temporary:
                     os.rename(temporary, path)
             return self._map(path)
 
@@ -387,18 +384,26 @@ class SQLiteEngine(Engine):
                 os.rename(temporary, path)
 
     @contextlib.contextmanager
-    def _temporary(self, path: str, model: os.stat_result | None) -> Iterator[str]:
-        """An empty file in the same folder, with the owner and mode that the model has.
+    def _temporary(
+        self, path: str, model: os.stat_result | None, content: bytes = b""
+    ) -> Iterator[str]:
+        """A new file in the same folder, with the owner and mode that the model has.
 
         It is closed: to close a file that SQLite has open as well would end SQLite's locks.
         """
         handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=os.path.dirname(path))
         try:
-            if model is not None:
-                os.fchmod(handle, model.st_mode & 0o666)
-                if os.geteuid() == 0:
-                    os.fchown(handle, model.st_uid, model.st_gid)
-            os.close(handle)
+            try:
+                if model is not None:
+                    os.fchmod(handle, model.st_mode & 0o666)
+                    if os.geteuid() == 0:
+                        os.fchown(handle, model.st_uid, model.st_gid)
+                if content:
+                    # By its descriptor: root must not open what others can put there by that name.
+                    os.write(handle, content)
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
             yield temporary
         finally:
             for suffix in ("", "-wal", "-shm"):
