@@ -220,7 +220,8 @@ class SQLiteEngine(Engine):
             try:
                 return _Borrowed(self, pool, pool.pop())
             except IndexError:
-                return _Borrowed(self, pool, self._open())
+                self._check_path()  # the one that is opened has to be the one that is there
+                return _Borrowed(self, self._pool, self._open())
         except (sqlite3.Error, OSError) as error:
             self._checked = 0.0  # the file may have gone, so the next one looks again
             raise self.unavailable(error) from error
