@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -235,6 +236,39 @@ def test_a_write_right_after_the_deletion_goes_to_the_new_file(
     assert make_node().get("new") == 2
 
 
+def test_who_opens_a_file_that_was_just_deleted_leaves_no_empty_one(
+    make_engine: MakeSQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_check_path", lambda: None)  # it was there when it was looked at
+        with pytest.raises(EngineUnavailable):
+            engine.changes(0, 0)
+    assert not path.exists()
+    assert engine.changes(0, 0).head == 0
+    engine.close()
+    path.unlink()
+    assert engine.changes(0, 0).head == 0  # whoever opens a file looks at the path first
+    engine.write([Change(b"key", b"value")])
+
+
+@pytest.mark.parametrize("odd", [b"a ?#%41&mode=memory", b"\xff\xfe", b"./../log/x", b"/x"])
+def test_a_file_may_have_any_name(tmp_path: Path, odd: bytes) -> None:
+    (tmp_path / "log").mkdir()
+    name = os.fsdecode(os.fsencode(tmp_path / "log") + b"/" + odd)
+    for path in (name, f"/{name}", os.path.relpath(name)):
+        engine = SQLiteEngine(path)
+        engine.write([Change(b"key", b"value")])
+        assert engine.changes(0, 10).changes
+        engine.close()
+    assert engine.changes(0, 0).head == 3
+    engine.close()
+    assert len(list((tmp_path / "log").iterdir())) == 2
+
+
 def test_the_log_of_a_killed_writer_is_not_read_into_a_new_file(
     make_engine: MakeSQLite, path: Path
 ) -> None:
@@ -433,10 +467,171 @@ def test_a_commit_whose_writer_died_before_the_stamp_is_found(make_node: MakeNod
     engine = dying._follower.engine
     assert isinstance(engine, SQLiteEngine)
     dying.get("key")
+    assert engine._stamp is not None
     # A mapping of its own in place of the shared one: what is put there nobody sees.
-    engine._stamp = mmap.mmap(-1, 8)
+    engine._stamp = engine._stamp._replace(memory=mmap.mmap(-1, 8))
     dying.set("key", "new")
     assert eventually(lambda: node.get("key") == "new", seconds=2.0)
+
+
+def test_such_a_commit_is_found_while_something_else_asks_the_file(make_node: MakeNode) -> None:
+    node, dying = make_node(), make_node()
+    node.set("key", "old")
+    assert {node.get("key") for _ in range(3)} == {"old"}
+    engine, writing = node._follower.engine, dying._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    assert isinstance(writing, SQLiteEngine)
+    dying.get("key")
+    assert writing._stamp is not None
+    writing._stamp = writing._stamp._replace(memory=mmap.mmap(-1, 8))
+    dying.set("key", "new")
+    engine._checked = float("inf")  # as if somebody had always just looked at the paths
+    assert eventually(lambda: node.get("key") == "new", seconds=2.0)
+
+
+def test_who_has_the_file_by_a_link_lags_no_more_than_others(
+    make_node_at: MakeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "app").mkdir()
+    file, link = tmp_path / "data" / "log", tmp_path / "app" / "log"
+    link.symlink_to(file)  # which is not there yet
+    node, other = make_node_at(f"sqlite:///{link}"), make_node_at(f"sqlite:///{file}")
+    for number in range(10):
+        other.set("key", number)
+        assert [node.get("key") for _ in range(3)] == [number] * 3
+        node.set("key", -number)
+        assert [other.get("key") for _ in range(3)] == [-number] * 3
+    assert link.is_symlink()
+    assert list(link.parent.iterdir()) == [link]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+def test_the_stamp_is_whose_the_log_is(make_engine: MakeSQLite, path: Path) -> None:
+    """As after an upgrade, when root runs a command before the servers start."""
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    os.chown(path, 12345, 23456)
+    path.chmod(0o640)
+    stamp = Path(f"{path}-stamp")
+    stamp.unlink()
+    make_engine().changes(0, 0)
+    assert (stamp.stat().st_uid, stamp.stat().st_gid, mode(stamp)) == (12345, 23456, 0o640)
+
+
+def test_without_a_stamp_reads_ask_the_file_and_writes_are_refused(
+    make_node: MakeNode, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a user who may read the files only, or where the disk is full."""
+    node, other = make_node(), make_node()
+    other.set("key", 0)
+    engine = node._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(engine, "_map", refuse)
+    for number in range(5):
+        other.set("key", number)
+        assert [node.get("key") for _ in range(3)] == [number] * 3
+    assert engine.stamp() is None
+    with pytest.raises(EngineUnavailable, match=f"{path}: .*Permission denied: '{path}-stamp'"):
+        node.set("key", "untold")
+    assert other.get("key") == 4
+
+
+def test_a_stamp_for_which_there_is_no_room_leaves_nothing_behind(
+    make_engine: MakeSQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    Path(f"{path}-stamp").unlink()
+
+    def refuse(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(EngineUnavailable, match="No space left on device"):
+        engine.write([Change(b"key", b"value")])
+    assert engine.changes(0, 0).head == 1
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    assert not list(path.parent.glob(".accesspass-*"))
+    monkeypatch.undo()
+    engine.write([Change(b"key", b"value")])
+
+
+def test_who_locks_the_folder_stops_nobody_for_longer_than_the_deadline(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    make_engine().write([Change(b"key", b"value")])
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        newcomer = make_engine(deadline=0.2)
+        newcomer.write([Change(b"key", b"value")])  # nothing has to be made
+        Path(f"{path}-stamp").unlink()
+        began = time.monotonic()
+        assert newcomer.changes(0, 0).head == 2
+        with pytest.raises(EngineUnavailable, match="somebody locks it"):
+            newcomer.write([Change(b"key", b"value")])
+        assert time.monotonic() - began < 2.0
+    finally:
+        os.close(lock)
+    newcomer.write([Change(b"key", b"value")])
+    assert newcomer.stamp() is not None
+
+
+def test_a_child_that_is_forked_meanwhile_does_not_keep_the_folder_locked(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    made, over = tmp_path / "made", tmp_path / "over"
+
+    def child() -> bool:
+        made.touch()
+        return eventually(over.exists, seconds=10.0)
+
+    inside, go_on = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        with sqlite_module._locked(str(path.parent), 2.0):
+            inside.set()
+            go_on.wait(10.0)
+
+    locking = threading.Thread(target=lock)
+    locking.start()
+    assert inside.wait(10.0)
+    forking = threading.Thread(target=in_child, args=(child,))
+    forking.start()
+    assert eventually(made.exists, seconds=10.0)
+    go_on.set()
+    locking.join()
+    Path(f"{path}-stamp").unlink()
+    try:
+        make_engine(deadline=0.5).write([Change(b"key", b"value")])
+    finally:
+        over.touch()
+        forking.join()
+
+
+def test_what_is_closed_holds_neither_files_nor_memory(make_engine: MakeSQLite, path: Path) -> None:
+    def held() -> list[str]:
+        names = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        with open("/proc/self/maps") as maps:
+            return [line for line in [*names, *maps] if str(path) in line]
+
+    engine = make_engine()
+    for _ in range(2):
+        engine.write([Change(b"key", b"value")])
+        assert engine.changes(0, 0).head > 0
+        assert held()
+        engine.close()
+        assert held() == []
+        assert engine.stamp() is None
 
 
 def test_a_stamp_that_is_lost_or_spoilt_is_made_again(make_node: MakeNode, path: Path) -> None:
@@ -462,6 +657,7 @@ def test_a_stamp_that_is_lost_or_spoilt_is_made_again(make_node: MakeNode, path:
 def test_a_write_that_fails_leaves_the_stamp(make_engine: MakeSQLite, path: Path) -> None:
     engine = make_engine()
     engine.write([Change(b"key", b"value")])
+    engine.changes(0, 0)
     before = engine.stamp()
     assert before == Path(f"{path}-stamp").read_bytes()
     with pytest.raises(EngineUnavailable):
@@ -634,6 +830,26 @@ def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> No
         stop.set()
         thread.join()
     assert node.get("n") > 5
+
+
+CUT_SHORT = """
+import os, sys
+from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.sqlite import SQLiteEngine
+engine = SQLiteEngine(sys.argv[1])
+engine.write([Change(b"key", b"value")])
+engine.changes(0, 10)
+os.truncate(sys.argv[1] + sys.argv[2], 0)
+engine.changes(0, 10)
+engine.stamp()
+"""
+
+
+@pytest.mark.parametrize("suffix", ["-shm", "-stamp"])
+def test_a_file_that_is_cut_short_ends_who_looks_at_its_memory(path: Path, suffix: str) -> None:
+    """As the page of failures says. SQLite's own file is no better."""
+    command = [sys.executable, "-c", CUT_SHORT, str(path), suffix]
+    assert subprocess.run(command).returncode == -signal.SIGBUS
 
 
 WRITER = """

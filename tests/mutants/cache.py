@@ -342,7 +342,7 @@ MUTANTS = [
         "unstamped-write",
         "A write leaves the stamp by which the other processes tell that there was one.",
         f"{CACHE}/engines/sqlite.py",
-        {"                self._stamp[:] = stamp": "                pass"},
+        {"                memory[:] = stamp": "                pass"},
         f"{SQLITE}a_read_asks_the_file_after_a_write_and_twice_a_second",
     ),
     Mutant(
@@ -352,9 +352,9 @@ MUTANTS = [
         {
             "                    yield connection\n                    connection.execute"
             '("COMMIT")\n': "                    yield connection\n"
-            "                    self._stamp[:] = stamp\n"
+            "                    memory[:] = stamp\n"
             '                    connection.execute("COMMIT")\n',
-            "                self._stamp[:] = stamp  # type: ignore[index]\n": "",
+            "                memory[:] = stamp\n        finally:": "        finally:",
         },
         f"{SQLITE}who_reads_while_a_write_is_committed_reads_it_afterwards",
     ),
@@ -369,12 +369,22 @@ MUTANTS = [
         "stamp-believed-for-ever",
         "A commit whose writer was killed before it could tell of it is never found.",
         f"{CACHE}/engines/sqlite.py",
-        {
-            "if self._stamp is None or time.monotonic() - self._checked > _CHECK_PATH_EVERY:": (
-                "if self._stamp is None:"
-            )
-        },
+        {" or self._checked < oldest or self._asked < oldest:": ":"},
         f"{SQLITE}a_commit_whose_writer_died_before_the_stamp_is_found",
+    ),
+    Mutant(
+        "stamp-by-the-path-alone",
+        "Such a commit is not found where something else looks at the paths all the time.",
+        f"{CACHE}/engines/sqlite.py",
+        {"self._checked < oldest or self._asked < oldest": "self._checked < oldest"},
+        f"{SQLITE}such_a_commit_is_found_while_something_else_asks_the_file",
+    ),
+    Mutant(
+        "stamp-beside-the-link",
+        "Who has the log by a link has a stamp of its own, and hears of no write.",
+        f"{CACHE}/engines/sqlite.py",
+        {"        path = os.path.realpath(self.path)\n": "        path = self.path\n"},
+        f"{SQLITE}who_has_the_file_by_a_link_lags_no_more_than_others",
     ),
     Mutant(
         "stamp-without-vouching",
