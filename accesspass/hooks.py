@@ -43,8 +43,8 @@ class Hooks(Generic[_User]):
     def prepare_user(self, user: _User, data: Mapping[str, Any]) -> None:
         """Change a user who is about to be validated and inserted.
 
-        `data` is the body of the request without its passwords, as the client sent it: trust
-        nothing in it.
+        `data` is the body of the request without its passwords: what the serializer declares as the
+        serializer made it, the rest as the client sent it. Trust nothing in the rest.
         """
 
     def create_user(self, user: _User, data: Mapping[str, Any]) -> _User:

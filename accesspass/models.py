@@ -6,6 +6,7 @@ The rows are the truth; what the cache holds is made from them.
 from __future__ import annotations
 
 import uuid
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -545,9 +546,13 @@ class ThrottleManager(models.Manager["Throttle"]):
         }
         if rows.update(**changes):
             return True
-        # The limit is reached, or there is no row yet.
-        self._insert(key, count=0, expires_at=_later(period))
-        return bool(rows.update(**changes))
+        if self._rows(key).filter(count__gte=limit, expires_at__gt=Now()).exists():
+            return False
+        try:
+            self._begin(key, period)
+        except IntegrityError:  # somebody else was the first
+            return bool(rows.update(**changes))
+        return True
 
     def give_back(self, key: str) -> None:
         """Take back one that was counted."""
@@ -566,7 +571,8 @@ class ThrottleManager(models.Manager["Throttle"]):
         """Let `holds` be true of all `keys` for `period` seconds from now on."""
         expires_at = _later(period)
         if self._all().filter(pk__in=keys).update(expires_at=expires_at) < len(keys):
-            self._insert(*keys, count=1, expires_at=expires_at)
+            rows = [self.model(key=key, count=1, expires_at=expires_at) for key in keys]
+            self._all().bulk_create(rows, ignore_conflicts=True)
 
     def holds(self, key: str) -> bool:
         """Tell whether `key` was remembered, or counted, and its time is not over."""
@@ -584,9 +590,12 @@ class ThrottleManager(models.Manager["Throttle"]):
     def _rows(self, key: str) -> models.QuerySet[Throttle]:
         return self._all().filter(pk=key)
 
-    def _insert(self, *keys: str, **values: Any) -> None:
-        rows = [self.model(key=key, **values) for key in keys]
-        self._all().bulk_create(rows, ignore_conflicts=True)
+    def _begin(self, key: str, period: float) -> None:
+        rows = self._all()
+        # A conflict would spoil a transaction of the caller's.
+        inside = connections[rows.db].in_atomic_block
+        with transaction.atomic(using=rows.db) if inside else nullcontext():
+            rows.create(key=key, count=1, expires_at=_later(period))
 
 
 def _later(seconds: float) -> Any:

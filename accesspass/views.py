@@ -233,10 +233,10 @@ class LoginView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        body = self.body(request)
-        attempt = throttling.count("login", request._request, body["username"])
-        data = _without_secrets(request)
-        user, pair = accounts.log_in(**body, data=data, request=request._request)
+        values, further = _split(self.body(request), LoginSerializer)
+        attempt = throttling.count("login", request._request, values["username"])
+        data = {**_without_secrets(request), **further}
+        user, pair = accounts.log_in(**values, data=data, request=request._request)
         attempt.succeed(user)
         return Response(_token_answer(request, user, pair))
 
@@ -566,8 +566,8 @@ class PasswordResetConfirmView(_AuthView):
 
     @sensitive_variables()
     def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        body = self.body(request)
-        return _ended(accounts.reset_password(**body, request=request._request))
+        values, _further = _split(self.body(request), PasswordResetSerializer)
+        return _ended(accounts.reset_password(**values, request=request._request))
 
 
 class PasswordChangeView(_SignedInView):
@@ -577,11 +577,9 @@ class PasswordChangeView(_SignedInView):
 
     @sensitive_variables()
     def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
+        values, _further = _split(self.body(request), PasswordChangeSerializer)
         acknowledged = accounts.change_password(
-            request.user,
-            **self.body(request),
-            session_id=request.auth.id,
-            request=request._request,
+            request.user, **values, session_id=request.auth.id, request=request._request
         )
         return _ended(acknowledged)
 
@@ -601,10 +599,10 @@ class EmailChangeView(_SignedInView):
 
     @sensitive_variables()
     def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
-        body = self.body(request)
+        values, _further = _split(self.body(request), EmailChangeSerializer)
         # By the new address: nobody is to be written to again and again by strangers.
-        throttling.count("mail", request._request, body["email"])
-        accounts.change_email(request.user, **body, request=request._request)
+        throttling.count("mail", request._request, values["email"])
+        accounts.change_email(request.user, **values, request=request._request)
         return _on_its_way()
 
 
@@ -647,7 +645,8 @@ class AccountDeleteView(_SignedInView):
 
     @sensitive_variables()
     def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
-        return _ended(accounts.delete(request.user, **self.body(request), request=request._request))
+        values, _further = _split(self.body(request), AccountDeleteSerializer)
+        return _ended(accounts.delete(request.user, **values, request=request._request))
 
 
 def _on_its_way() -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -269,7 +270,9 @@ def rst(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for cells in [list(rows[0]), *(list(row.values()) for row in rows)]:
         for place, cell in enumerate(cells):
-            lines.append(f"   {'*' if place == 0 else ' '} - {cell}".rstrip())
+            # A cell may begin like an item of a list, as "+ a step", and is none.
+            plain = re.sub(r"^(?=[+*-] )", r"\\", cell)
+            lines.append(f"   {'*' if place == 0 else ' '} - {plain}".rstrip())
     return "\n".join(lines)
 
 

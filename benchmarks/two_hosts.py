@@ -330,7 +330,11 @@ class Timeline:
 
     def _print(self, line: str) -> None:
         self.text += line.rstrip() + "\n"
-        print(line.rstrip(), flush=True)
+        try:
+            print(line.rstrip(), flush=True)
+        except BrokenPipeError:  # nobody reads any more, as after "| head": no promise is broken
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
 
 
 class Watcher(threading.Thread):

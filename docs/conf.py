@@ -15,3 +15,5 @@ extensions: list[str] = []
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"AccessPass {release}"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]

@@ -13,6 +13,7 @@ nothing but serve, ``--settings`` takes another settings module, one with anothe
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -155,6 +156,15 @@ class Client:
             raise DemoFailed(f"not an answer of the example project: {shown}") from error
 
 
+def tell(line: str) -> None:
+    """Print one line at once; end where nobody reads any more, as after ``| head``."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again at its end
+        sys.exit(128 + signal.SIGPIPE)
+
+
 class Transcript:
     """Prints the table, and remembers it for README.md."""
 
@@ -166,7 +176,7 @@ class Transcript:
     def say(self, line: str = "") -> None:
         """Print one line at once."""
         self.text += line.rstrip() + "\n"
-        print(line.rstrip(), flush=True)
+        tell(line.rstrip())
 
     def head(self) -> None:
         """Print the names of the columns."""
@@ -247,6 +257,8 @@ def play(client: Client, out: Transcript) -> None:
     out.say("A user registers, and is signed in")
     person = {"username": "Ada", "email": "ada@example.org", "password": PASSWORD}
     answer = client.send("POST", f"{auth}register/", body=person)
+    if answer.body.get("code") == "username_taken":
+        sys.exit("\nAn earlier demo has left its user there: take an empty store, or --page.")
     expect(answer, 201)
     access, refresh = pair(answer)
     shown = f"{short(access)} {short(refresh)}"
@@ -385,9 +397,9 @@ def run(*, script: bool, leave: bool, readme: bool, settings: str) -> None:
                 write_readme(out.text)
         if not leave:
             host, port = client.address
-            print(f"\nThe server stays at http://{host}:{port}/ until Ctrl-C.", flush=True)
-            print("Open it in a browser", end="")
-            print(f", as ada with the password {PASSWORD!r}." if script else ".", flush=True)
+            tell(f"\nThe server stays at http://{host}:{port}/ until Ctrl-C.")
+            person = f", as ada with the password {PASSWORD!r}" if script else ""
+            tell(f"Open it in a browser{person}.")
             signal.pause()
 
 
@@ -399,6 +411,8 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="rewrite the block in README.md")
     parser.add_argument("--settings", default="example_project.settings", help="settings module")
     options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal has an ellipsis
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:

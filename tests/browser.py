@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from tests.cluster import Cluster
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserType
 
-__all__ = ["PageServer", "chromium", "launch"]
+__all__ = ["PageServer", "chromium", "launch", "start"]
 
 _OPTIONS = ["--disable-gpu", "--no-first-run", "--disable-background-networking"]
 _SETTINGS = """\
@@ -53,14 +53,19 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
+def start(kind: BrowserType, *options: str) -> Browser:
+    """Start the Chromium that there is, with these options besides."""
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return kind.launch(executable_path=chromium(), args=[*_OPTIONS, *sandbox, *options])
+
+
 @contextmanager
 def launch() -> Iterator[Browser]:
-    """Start the Chromium that there is."""
+    """Start the Chromium that there is, and playwright."""
     from playwright.sync_api import sync_playwright
 
-    options = [*_OPTIONS, "--no-sandbox"] if os.geteuid() == 0 else _OPTIONS
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=options)
+        browser = start(playwright.chromium)
         try:
             yield browser
         finally:

@@ -39,29 +39,25 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "accesspass" / "locale"
 #: Named as Django names their folders. English, the language of the code, is its own translation.
 LOCALES = ("ar", "de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt_BR", "ru", "tr", "zh_Hans")
-# Babel has rules of its own. They differ from those of Django's catalogues, in number or in order,
-# and from one version of Babel to the next.
-_ONE_AND_MORE = (2, "(n != 1)")
-_SLAVIC = "n%10>=2 && n%10<=4 && (n%100<10 || n%100>=20) ? 1 : 2)"
+# How many plural forms there are, and which is for n. Not Babel's, which change with its version.
 _PLURALS = {
     "ar": (
         6,
         "n==0 ? 0 : n==1 ? 1 : n==2 ? 2 : n%100>=3 && n%100<=10 ? 3 : n%100>=11 && n%100<=99 ? 4"
         " : 5",
     ),
-    "de": _ONE_AND_MORE,
-    "en": _ONE_AND_MORE,
-    "es": _ONE_AND_MORE,
     "fr": (2, "(n > 1)"),
-    "it": _ONE_AND_MORE,
     "ja": (1, "0"),
-    "nl": _ONE_AND_MORE,
-    "pl": (3, f"(n==1 ? 0 : {_SLAVIC}"),
+    "pl": (3, "(n==1 ? 0 : n%10>=2 && n%10<=4 && (n%100<10 || n%100>=20) ? 1 : 2)"),
     "pt_BR": (2, "(n > 1)"),
-    "ru": (3, f"(n%10==1 && n%100!=11 ? 0 : {_SLAVIC}"),
+    "ru": (
+        3,
+        "(n%10==1 && n%100!=11 ? 0 : n%10>=2 && n%10<=4 && (n%100<10 || n%100>=20) ? 1 : 2)",
+    ),
     "tr": (2, "(n > 1)"),
     "zh_Hans": (1, "0"),
 }
+_LIKE_ENGLISH = (2, "(n != 1)")
 _KEYWORDS = DEFAULT_KEYWORDS | {f"{name}_lazy": x for name, x in DEFAULT_KEYWORDS.items()}
 
 
@@ -72,7 +68,7 @@ class _Catalog(Catalog):
         name = Locale.parse(locale).english_name
         comment = f"# {name} translations of AccessPass."
         super().__init__(locale, header_comment=comment, fuzzy=False)
-        self._plurals = _PLURALS[locale]
+        self._plurals = _PLURALS.get(locale, _LIKE_ENGLISH)
 
     @property
     def num_plurals(self) -> int:

@@ -177,7 +177,8 @@ def _take(address: str, browser: Browser) -> None:
 
 def _take_page(site: PageServer, browser: Browser) -> None:
     person = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
-    site.once("POST", "/auth/register/", body=person)
+    token = site.once("POST", "/auth/register/", body=person).body["access_token"]
+    site.all_workers("GET", "/auth/sessions/", token=token)  # the first one loads the project
     for name, scheme, width, agent in (
         ("page", "light", 1200, _FIREFOX),
         ("page-dark", "dark", 1200, _CHROME),
@@ -201,6 +202,8 @@ def _take_page(site: PageServer, browser: Browser) -> None:
             page.get_by_role("button", name="Revoke everywhere").click()
             page.get_by_text("All 3 workers refuse.").wait_for()
             page.wait_for_timeout(2_000)
+            page.mouse.move(0, 0)
+            page.evaluate("scrollTo(0, 0)")  # else the message covers what it has followed
         _save(page, name)
         page.close()
 

@@ -42,10 +42,20 @@ class Missing(Exception):
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+    """Return a TCP port of 127.0.0.1 that nobody listens on.
+
+    A connection to it has just been ended by its side, so for a minute (TIME_WAIT, RFC 9293 §3.6.1)
+    the kernel gives the port to nobody who does not ask for that very one, as servers do.
+    """
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, 0))
+        listener.listen(1)
+        address = listener.getsockname()
+        client.connect(address)
+        accepted, _ = listener.accept()
+        accepted.close()  # the first to close is the one who waits
+        port: int = address[1]
         return port
 
 

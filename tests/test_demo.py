@@ -85,6 +85,42 @@ def test_the_demo_fails_where_the_workers_do_not_agree(tmp_path: Path) -> None:
     assert_gone({int(row["worker"]) for row in rows(done.stdout)})
 
 
+@pytest.mark.pipeline
+def test_the_demo_ends_in_silence_where_nobody_reads_any_more() -> None:
+    # In an alphabet without the ellipsis of the shortened tokens.
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(
+        DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        text = ""
+        for line in demo.stdout:
+            text += line
+            if "GET /auth/check/" in line:
+                break
+        demo.stdout.close()
+        assert demo.stderr.read() == ""
+    assert demo.returncode == 128 + signal.SIGPIPE
+    assert "ap_at_?" in text
+    assert_gone({int(row["worker"]) for row in rows(text)})
+
+
+@pytest.mark.pipeline
+def test_the_demo_keeps_its_folder_and_breaks_no_promise_there_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "ACCESSPASS_DEMO_DIR": str(tmp_path / "kept")}
+    first, second = (
+        subprocess.run(
+            [*DEMO, "--exit"], capture_output=True, text=True, timeout=120, env=environment
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert (tmp_path / "kept" / "db.sqlite3").exists()
+    assert second.returncode == 1
+    assert second.stderr.strip().startswith("An earlier demo has left its user there")
+
+
 def test_the_demo_says_why_a_server_does_not_start() -> None:
     done = subprocess.run(
         [*DEMO, "--exit", "--settings=no_such_module"], capture_output=True, text=True, timeout=120

@@ -170,6 +170,18 @@ def test_it_ends_all_that_it_started_when_it_is_told_to_stop(number: signal.Sign
     assert_gone(processes)
 
 
+@pytest.mark.pipeline
+def test_no_promise_is_broken_where_nobody_reads_any_more() -> None:
+    require_postgresql()
+    with running("--exit") as demo:
+        text = read_until(demo, "link B")
+        processes = family(demo.pid)
+        assert demo.stdout is not None
+        demo.stdout.close()
+        assert demo.wait(60) == 128 + signal.SIGPIPE, text
+        assert_gone(processes)
+
+
 def judged(on_first: list[tuple[float, int]], on_second: list[tuple[float, int]]) -> None:
     """Let the demo judge answers: when each was asked for, after the revocation, and its status."""
     nothing: Any = None

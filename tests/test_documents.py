@@ -6,18 +6,26 @@ forgotten, that what cannot be run compiles and names what exists, and that word
 
 from __future__ import annotations
 
+import base64
+import inspect
 import re
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
 from importlib.metadata import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from django.core.cache.backends.base import BaseCache
 from django.core.management import get_commands, load_command_class
 
-from accesspass import exceptions
+from accesspass import accounts, background, exceptions, models, sessions, signals, tokens
+from accesspass.cache import ReplicatedCache
 from accesspass.cache import exceptions as cache_exceptions
+from accesspass.conf import conf
+from accesspass.hooks import Hooks
+from benchmarks.report import rst
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, commands, shown
 
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
@@ -186,3 +194,126 @@ def test_every_error_has_its_code_and_status_on_the_page() -> None:
     assert {name: (code, status) for name, code, status in rows} == raised
     for name in cache_exceptions.__all__:
         assert f"``{name}``" in page
+
+
+def test_no_hash_is_used_but_those_of_the_security_model() -> None:
+    page = (ROOT / "docs" / "explanation" / "security.rst").read_text(encoding="utf-8")
+    table = page.split("\nWhat tokens and hashes are made of\n")[1].split("\nTimes\n")[0]
+    found: Counter[str] = Counter()
+    for path in (ROOT / "accesspass").rglob("*.py"):
+        code = path.read_text(encoding="utf-8")
+        found.update(re.findall(r"\b(?:md5|sha\d\w*|blake\w*|shake\w*)\b", code))
+        assert set(re.findall(r"\bhashlib\.(\w+)", code)) <= {"sha256", "sha1"}, path
+    assert set(found) == {"sha256", "sha1"}
+    assert found["sha1"] == 1
+    assert "SHA-1 names a script" in table
+    token = tokens.mint(tokens.TokenType.ACCESS, bytes(16), 0)
+    body = token.text.removeprefix("ap_at_")
+    assert (f"{len(body)} characters", f"of {len(base64.urlsafe_b64decode(body))} bytes") == (
+        "76 characters",
+        "of 57 bytes",
+    )
+    assert f"{8 * len(token.secret)} bits" in table
+
+
+def test_no_cell_of_a_table_becomes_a_list() -> None:
+    assert r" - \+ a step" in rst([{"": "+ a step"}])
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        found = re.findall(r"^ +(?:\* )?- [+*-] .*$", text, re.MULTILINE)
+        assert not found, f"{path.name}: {found}"
+
+
+def test_the_page_of_requirements_says_what_the_package_asks_for() -> None:
+    page = (ROOT / "docs" / "reference" / "requirements.rst").read_text(encoding="utf-8")
+    said = metadata("django-accesspass")
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(said.get_all("Classifier", [])))
+    assert f"{', '.join(pythons[:-1])} and {pythons[-1]}, on Linux" in page
+    for name, title in (("Django", "Django"), ("djangorestframework", "Django REST framework")):
+        (least,) = re.findall(
+            rf"^{name}>=([\d.]+)$", "\n".join(said.get_all("Requires-Dist", [])), re.M
+        )
+        assert f"   * - {title}\n     - {least} or newer\n" in page
+    assert set(re.findall(r"``(\w+)``", page)) == set(said.get_all("Provides-Extra", []))
+
+
+def test_the_pages_of_hooks_signals_and_the_cache_have_what_the_code_has() -> None:
+    pages = {
+        name: (ROOT / "docs" / "reference" / f"{name}.rst").read_text(encoding="utf-8")
+        for name in ("hooks", "signals", "cache")
+    }
+    hooks = {name: x for name, x in vars(Hooks).items() if inspect.isfunction(x)}
+    calls = {
+        f"{name}({', '.join([*inspect.signature(x).parameters][1:])})" for name, x in hooks.items()
+    }
+    assert set(re.findall(r"^   \* - ``(\w+\(.*\))``$", pages["hooks"], re.MULTILINE)) == calls
+    table, reasons = pages["signals"].split("\nWhy a session has ended\n")
+    assert set(re.findall(r"^   \* - ``(\w+)``$", table, re.MULTILINE)) == set(signals.__all__)
+    for name in vars(ReplicatedCache):
+        if not name.startswith("_") and not hasattr(BaseCache, name):
+            assert re.search(rf"``{name}\b|^{name}\(\)$", pages["cache"], re.MULTILINE), name
+    code = "".join(x.read_text(encoding="utf-8") for x in (ROOT / "accesspass").rglob("*.py"))
+    given = set(re.findall(r'(?:\breason(?:: str )?=|_end\([^)]*\), ) ?"(\w+)"', code))
+    told = "".join(re.findall(r"^   \* - (``.*)$", reasons, re.MULTILINE))
+    assert set(re.findall(r"``(\w+)``", told)) == given
+
+
+def test_all_that_recurs_is_in_the_table_of_housekeeping() -> None:
+    page = (ROOT / "docs" / "explanation" / "how-it-works.rst").read_text(encoding="utf-8")
+    table = page.split("\nHousekeeping\n")[1].split("\nRefresh tokens\n")[0]
+    rows = re.findall(r"\* - ``([\w ]+)``\n +- (.*)\n +- (.*)\n", table)
+    seconds = {"s": 1, "min": 60, "h": 3600}
+
+    def every(text: str) -> float:
+        if option := re.fullmatch(r"``(\w+)``", text):
+            found: float = getattr(conf, option[1])
+            return found
+        number, unit = text.split()
+        return int(number) * seconds[unit]
+
+    told = {name: (every(how_often), where == "one of all") for name, how_often, where in rows}
+    assert told.pop("audit") == (3600.0, True)  # of accesspass.audit
+    jobs = {job.name: (job.every(), job.leased) for job in background.JOBS if job.name != "audit"}
+    assert told == jobs
+
+
+def test_the_page_of_python_has_every_function_as_it_is() -> None:
+    page = (ROOT / "docs" / "reference" / "python.rst").read_text(encoding="utf-8")
+    for module in (sessions, accounts):
+        section = page.split(f"``{module.__name__}``\n---")[1].split("\n---")[0]
+        heads = "\n".join(re.findall(r"^   \* - (.*)$", section, re.MULTILINE)[1:])
+        shown_calls = dict(re.findall(r"``(\w+)(\(.*?\))?``", heads))
+        assert shown_calls.keys() == set(module.__all__)
+        for name, call in shown_calls.items():
+            found = getattr(module, name)
+            assert bool(call) != inspect.isclass(found), name
+            if call:
+                signature = inspect.signature(found)
+                plain = [x.replace(annotation=x.empty) for x in signature.parameters.values()]
+                bare = signature.replace(
+                    parameters=plain, return_annotation=inspect.Signature.empty
+                )
+                assert str(bare) == call, name
+
+
+def test_every_path_and_field_on_the_page_of_python_exists() -> None:
+    page = (ROOT / "docs" / "reference" / "python.rst").read_text(encoding="utf-8")
+    _, names, fields = re.split(
+        r"\nAuthentication and permissions\n|\n``accesspass.models``\n", page
+    )
+    found = 0
+    for line in re.findall(r"^``accesspass.*$", names, re.MULTILINE):
+        module = ""
+        for path in re.findall(r"``([\w.]+)``", line):
+            if not path.startswith("accesspass."):
+                path = f"{module}.{path}"
+            try:
+                import_module(path)
+            except ModuleNotFoundError:
+                module, _dot, name = path.rpartition(".")
+                assert name in import_module(module).__all__, path
+            found += 1
+    assert found > 10
+    for model, said in re.findall(r"^``(\w+)``\n((?: +.*\n)+)", fields, re.MULTILINE):
+        for name in re.findall(r"``(\w+)``", said.replace("``None``", "")):
+            assert hasattr(getattr(models, model), name), f"{model}.{name}"

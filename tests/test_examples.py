@@ -40,6 +40,7 @@ from rest_framework.views import APIView
 from accesspass import health, sessions, views
 from accesspass.cache import ReplicatedCache
 from accesspass.conf import conf
+from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Session
 from accesspass.testing import assert_no_queries, login, mailed_key
 from tests.conftest import PASSWORD
@@ -172,6 +173,22 @@ def test_a_signing_key_is_changed_in_two_steps_without_a_miss(tmp_path: Path) ->
             assert node(reader, of).get("key") == "sealed", of
     node(0, "in one step").set("key", "sealed")
     assert node(3, "in one step").get("key") is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_step_of_a_change_of_keys_logs_out_who_has_not_refreshed(user: Any) -> None:
+    (code,) = shown("docs/how-to/engines.rst", "python")
+    steps = [settings_of(step) for step in code.split("\n\n")]
+    with override_settings(SECRET_KEY="old", SECRET_KEY_FALLBACKS=[]):
+        busy, idle = sessions.start(user), sessions.start(user)
+    for step in steps[:2]:
+        with override_settings(**step):
+            busy = sessions.refresh(busy.refresh_token)
+            sessions.authenticate(idle.access_token)
+    with override_settings(**steps[2]):
+        sessions.refresh(busy.refresh_token)
+        with pytest.raises(InvalidToken):
+            sessions.refresh(idle.refresh_token)
 
 
 def test_status_says_how_much_a_process_holds() -> None:

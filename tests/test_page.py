@@ -239,6 +239,18 @@ def test_an_address_is_confirmed_and_the_key_leaves_the_address_bar(page: Page) 
     heading(page, "This link has no key")
 
 
+def test_an_e_mail_that_comes_takes_no_focus_away(page: Page, site: PageServer) -> None:
+    register(page, "cora")
+    page.goto("/outbox")
+    mails = page.get_by_role("article")
+    mails.filter(has_text="cora").get_by_role("link").focus()
+    focused = page.evaluate("document.activeElement.href")
+    assert site.once("POST", "/auth/password/reset/", body={"username": "cora"}).status == 202
+    mails.filter(has_text="cora").nth(1).wait_for()
+    assert mails.first.get_by_role("heading").inner_text().startswith("Choose a new password")
+    assert page.evaluate("document.activeElement.href") == focused
+
+
 def test_a_forgotten_password_is_reset_and_a_username_sent(page: Page) -> None:
     register(page, "dora")
     page.get_by_role("button", name="Sign out").click()
@@ -267,9 +279,10 @@ def test_a_forgotten_password_is_reset_and_a_username_sent(page: Page) -> None:
 
 def test_another_device_is_seen_and_revoked(page: Page, site: PageServer) -> None:
     register(page, "emmy")
+    devices(page).first.wait_for()
     body = {"username": "emmy", "password": PASSWORD}
     assert site.once("POST", "/auth/login/", body=body).status == 200
-    page.reload()
+    page.get_by_role("button", name="Check again").click()
     devices(page).nth(1).wait_for()
     page.get_by_role("button", name="Revoke Unknown device").click()
     says(page, "Unknown device is signed out.")
@@ -316,6 +329,39 @@ def test_every_worker_is_seen_to_refuse_and_none_accepts_after_it(page: Page) ->
     assert call(page, "POST /auth/logout/all/").count() == 1
     page.get_by_role("navigation").get_by_role("link", name="Sign in").click()
     heading(page, "Sign in")
+
+
+def test_workers_that_refuse_before_the_acknowledgement_are_told_of_in_order(page: Page) -> None:
+    page.add_init_script(
+        """(() => {
+          const real = fetch;
+          window.fetch = async (path, options) => {
+            const answer = await real(path, options);
+            const slow = path.endsWith("/logout/all/");
+            if (slow) await new Promise((resolve) => setTimeout(resolve, 3000));
+            return answer;
+          };
+        })()"""
+    )
+    register(page, "gwen")
+    revoke_everywhere(page)
+    told = page.locator("#timeline b").all_inner_texts()
+    moments = [int(moment.removesuffix(" ms")) for moment in told]
+    assert len(moments) == 4
+    assert moments[0] < 0
+    assert moments == sorted(moments)
+
+
+def test_what_is_selected_in_a_card_of_a_worker_stays_so(page: Page) -> None:
+    register(page, "gail")
+    workers(page, "accepts").nth(2).wait_for()
+    selected = page.evaluate(
+        "getSelection().selectAllChildren(document.querySelector('#workers b')) ?? "
+        "getSelection().toString()"
+    )
+    for _ in range(9):  # two rounds of questions
+        page.wait_for_event("requestfinished", lambda x: x.url.endswith("/hello/"))
+    assert page.evaluate("getSelection().toString()") == selected != ""
 
 
 def test_a_session_that_was_ended_elsewhere_ends_here(page: Page, site: PageServer) -> None:
@@ -404,6 +450,8 @@ def test_a_lost_server_is_told_of_and_ends_no_session(
     strict_page.get_by_role("status").filter(has_text="does not answer").nth(1).wait_for()
     strict.start()
     says(strict_page, "The server answers again.")
+    statuses = strict_page.get_by_role("status")
+    assert statuses.filter(has_text="does not answer").count() == 0  # it does now
     workers(strict_page, "accepts").nth(2).wait_for()
     heading(strict_page, "Account")
 
@@ -419,6 +467,18 @@ def test_a_server_that_cannot_tell_who_one_is_says_so_and_is_asked_again(page: P
     says(page, "The service is unavailable. (3 minutes)")
     page.unroute("**/auth/refresh/")
     heading(page, "Account")
+
+
+def test_a_slow_server_is_waited_for_without_buttons_that_do_nothing(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/auth/refresh/", lambda route: held.append(route))
+    page.goto("/")
+    page.get_by_text("Asking the server who you are").wait_for()
+    assert page.get_by_role("button").count() == 0
+    assert page.get_by_role("navigation").get_by_role("link").all_inner_texts() == ["Outbox"]
+    held[0].continue_()
+    heading(page, "Sign in")
+    assert page.get_by_text("Asking the server").count() == 0
 
 
 def test_a_throttled_sign_in_says_how_long_to_wait(strict_page: Page) -> None:
@@ -566,6 +626,54 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_a_phone(page: Page, sc
     page.goto("/outbox")
     page.get_by_role("article").first.wait_for()
     look()
+
+
+def test_twice_the_text_fits_a_phone_whatever_the_name(site: PageServer, chromium: Browser) -> None:
+    with (
+        installed.start(chromium.browser_type, "--blink-settings=defaultFontSize=32") as large,
+        window(large, site) as context,
+    ):
+        page = context.new_page()
+
+        def look() -> None:
+            assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+
+        page.goto("/forgot")
+        heading(page, "Forgotten")
+        assert page.evaluate("getComputedStyle(document.body).fontSize") == "32px"
+        look()
+        register(page, "jo" * 75)
+        for summary in page.locator("summary:visible").all():
+            summary.click()
+        look()
+        revoke_everywhere(page)
+        look()
+        page.goto("/outbox")
+        page.get_by_role("article").first.wait_for()
+        look()
+
+
+def test_a_message_does_not_cover_what_has_the_focus_and_can_be_dismissed(page: Page) -> None:
+    covered = """() => {
+      const [focus, notice] = [document.activeElement, document.querySelector(".notice")]
+        .map((node) => node.getBoundingClientRect());
+      return focus.top < notice.bottom && focus.bottom > notice.top;
+    }"""
+    register(page, "jill")
+    workers(page, "accepts").nth(2).wait_for()
+    page.set_viewport_size({"width": 320, "height": 560})
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    page.get_by_role("list", name="API calls").locator("summary").last.focus()
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.closest('.said') !== null"):
+            break
+        assert not page.evaluate(covered), page.evaluate("document.activeElement.outerHTML")
+    page.get_by_role("button", name="Dismiss the message").press("Enter")
+    assert page.get_by_role("status").filter(has_text="Welcome").count() == 0
+    assert page.evaluate("document.activeElement.textContent") == "Account"
+    assert page.get_by_role("button", name="Dismiss the message").count() == 0
 
 
 def test_every_field_and_button_has_a_name(page: Page) -> None:

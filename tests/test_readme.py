@@ -55,6 +55,7 @@ PROMISES = {
 
 (DEMO,) = shown("README.md", "text")
 (SETTINGS,) = shown("README.md", "python")
+(FRONT,) = shown("docs/index.rst", "python")
 
 
 def without_measurements(text: str) -> list[str]:
@@ -134,6 +135,10 @@ def test_the_five_lines_are_all_that_a_new_project_needs(tmp_path: Path) -> None
         "print(made.status_code, Client().get('/auth/check/', headers=bearer).status_code)\n",
     )
     assert out.splitlines()[-1] == "201 200"
+
+
+def test_the_front_page_of_the_documentation_has_the_same_five_lines() -> None:
+    assert FRONT == SETTINGS
 
 
 def test_each_promise_has_tests_that_hold_it() -> None:

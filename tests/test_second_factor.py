@@ -9,11 +9,14 @@ import pytest
 from django.test import override_settings
 from django_otp.oath import totp
 from django_otp.plugins.otp_totp.models import TOTPDevice
-from rest_framework.test import APIClient
+from rest_framework import serializers
+from rest_framework.test import APIClient, APIRequestFactory
 
 from accesspass import mail
 from accesspass.email_keys import CONFIRM
 from accesspass.models import Account, Session
+from accesspass.serializers import LoginSerializer
+from accesspass.views import LoginView
 from tests.conftest import PASSWORD
 from tests.documents import settings_of, shown
 from tests.test_mail import key_in
@@ -53,6 +56,23 @@ def test_a_login_needs_the_code(api: APIClient, user: Any, device: Any) -> None:
 def test_no_other_code_is_let_in(api: APIClient, user: Any, device: Any, code: Any) -> None:
     answer = log_in(api, user, code=code)
     assert (answer.status_code, answer.json()["code"]) == (401, "code_refused")
+
+
+def test_a_code_may_be_a_field_of_the_serializer(user: Any, device: Any) -> None:
+    class WithCode(LoginSerializer):
+        code = serializers.IntegerField(required=False, min_value=0, max_value=999_999)
+
+    class Login(LoginView):
+        serializer_class = WithCode
+
+    def post(**more: Any) -> Any:
+        body = {"username": user.get_username(), "password": PASSWORD, **more}
+        return Login.as_view()(APIRequestFactory().post("/", body, format="json"))
+
+    assert post().data["code"] == "code_required"
+    refused = post(code="twelve").data
+    assert (refused["code"], list(refused["errors"])) == ("invalid", ["code"])
+    assert post(code=code_of(device)).status_code == 200
 
 
 def test_codes_cannot_be_guessed(api: APIClient, user: Any, device: Any) -> None:

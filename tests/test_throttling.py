@@ -22,7 +22,7 @@ from rest_framework.test import APIClient, APIRequestFactory
 from accesspass import background, mail, sessions, throttling
 from accesspass.email_keys import CONFIRM, PASSWORD_RESET
 from accesspass.exceptions import Throttled, Unavailable
-from accesspass.models import Account, MailRequest, Throttle
+from accesspass.models import Account, MailRequest, Throttle, ThrottleManager
 from accesspass.signals import network_over_limit
 from tests.conftest import PASSWORD, MakeUser
 from tests.servers import Missing, shared_postgresql
@@ -172,6 +172,33 @@ def test_a_window_ends_by_the_clock_of_the_database(database: str) -> None:
     assert Throttle.objects.take(key, 1, 60)
     assert 55 < Throttle.objects.wait(key) <= 60
     assert not Throttle.objects.take(key, 1, 60)
+
+
+def test_an_attempt_that_is_refused_writes_nothing(database: str) -> None:
+    key, taken = "k" * 64, []
+    with CaptureQueriesContext(connections["throttles"]) as queries:
+        for _ in range(3):
+            before = len(queries)
+            taken.append((Throttle.objects.take(key, 2, HOUR), len(queries) - before))
+    assert taken == [(True, 3), (True, 1), (False, 2)]
+    kinds = [query["sql"].split()[0] for query in queries]
+    assert kinds == ["UPDATE", "SELECT", "INSERT", "UPDATE", "UPDATE", "SELECT"]
+
+
+def test_to_lose_the_race_for_the_first_one_spoils_no_transaction(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ThrottleManager._begin
+
+    def late(manager: ThrottleManager, key: str, period: float) -> None:
+        Throttle.objects.create(key=key, count=1, expires_at=Now() + timedelta(hours=1))
+        begin(manager, key, period)
+
+    monkeypatch.setattr(ThrottleManager, "_begin", late)
+    with transaction.atomic(using="throttles"):
+        assert Throttle.objects.take("k" * 64, 2, HOUR)
+        assert not Throttle.objects.take("k" * 64, 2, HOUR)
+    assert Throttle.objects.get().count == 2
 
 
 def test_what_is_remembered_is_held_for_its_time(database: str) -> None:

@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 from django.test import override_settings
 from django.urls import resolve, reverse
 from django.utils import timezone
+from rest_framework import serializers
 from rest_framework.test import APIClient
 
 from accesspass import accounts, mail, sessions
@@ -70,6 +71,43 @@ def send(api: APIClient, method: str, name: str, body: Any, token: str) -> Any:
 
 def log_in(api: APIClient, name: str, password: str = PASSWORD) -> Any:
     return post(api, "login", {"username": name, "password": password})
+
+
+@pytest.mark.parametrize("name", [*POSTS, "login"])
+def test_a_serializer_may_have_fields_of_ones_own(
+    api: APIClient,
+    user: Any,
+    mailoutbox: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    purposes = {
+        "confirm": CONFIRM,
+        "password-reset-confirm": PASSWORD_RESET,
+        "email-change-confirm": EMAIL_CHANGE,
+    }
+    body = {
+        "username": user.get_username(),
+        "email": "new@example.org" if name == "email-change" else user.email,
+        "current_password": PASSWORD,
+        "password": PASSWORD,
+        "new_password": NEW_PASSWORD,
+    }
+    if name in purposes:
+        state = accounts.email_keys.state_of(user)
+        more = {"address": "new@example.org", "state": state} if "change" in name else {}
+        body["key"] = key_for(user, purposes[name], mailoutbox, **more)
+    token = sessions.start(user).access_token if name in SIGNED_IN else ""
+    view = resolve(url(name)).func.view_class
+    declared = view.serializer_class
+
+    class Further(declared):
+        captcha = serializers.CharField()
+
+    monkeypatch.setattr(view, "serializer_class", Further)
+    refused = send(api, "POST", name, body, token)
+    assert (refused.status_code, list(refused.json()["errors"])) == (400, ["captcha"])
+    assert send(api, "POST", name, {**body, "captcha": "3"}, token).status_code < 300
 
 
 def deliver(mailoutbox: list[Any]) -> list[Any]:

@@ -80,6 +80,7 @@ class Replica:
         "generation",
         "held_bytes",
         "live",
+        "stamp",
         "top",
         "vouched",
     )
@@ -93,6 +94,8 @@ class Replica:
         self.applied = 0
         #: When the last complete pull was sent, on the follower's clock.
         self.fresh_at = -_NEVER
+        #: The engine's stamp from before a question that told nothing new; None if there was none.
+        self.stamp: bytes | None = None
         #: Whether the follower's callbacks have run since this replica joined or failed.
         self.vouched = False
         #: How many entries culling counts, and the bytes of all.

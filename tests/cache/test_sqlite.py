@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
 import os
 import signal
 import sqlite3
@@ -21,7 +23,7 @@ import pytest
 
 from accesspass.cache import ReplicatedCache
 from accesspass.cache.engines import sqlite as sqlite_module
-from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.base import Change, Page
 from accesspass.cache.engines.sqlite import SQLiteEngine
 from accesspass.cache.exceptions import EngineUnavailable
 from tests.cache.conftest import MakeNode, eventually
@@ -74,7 +76,7 @@ def test_the_file_is_its_owners_alone(make_engine: MakeSQLite, path: Path) -> No
         engine.write([Change(b"key", b"value")])
     finally:
         os.umask(before)
-    assert len(files(path)) == 3  # the log and the index beside it too
+    assert len(files(path)) == 4  # SQLite's two beside it, and the stamp
     assert {mode(file) for file in files(path)} == {0o600}
 
 
@@ -113,7 +115,7 @@ def test_nothing_is_left_beside_the_file(make_engine: MakeSQLite, path: Path) ->
     engine = make_engine()
     engine.write([Change(b"key", b"value")])
     engine.close()
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, Path(f"{path}-stamp")]
 
 
 def test_a_writer_inside_a_transaction_of_the_project_does_not_wait_for_itself(
@@ -234,11 +236,44 @@ def test_a_write_right_after_the_deletion_goes_to_the_new_file(
     assert make_node().get("new") == 2
 
 
+def test_who_opens_a_file_that_was_just_deleted_leaves_no_empty_one(
+    make_engine: MakeSQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_check_path", lambda: None)  # it was there when it was looked at
+        with pytest.raises(EngineUnavailable):
+            engine.changes(0, 0)
+    assert not path.exists()
+    assert engine.changes(0, 0).head == 0
+    engine.close()
+    path.unlink()
+    assert engine.changes(0, 0).head == 0  # whoever opens a file looks at the path first
+    engine.write([Change(b"key", b"value")])
+
+
+@pytest.mark.parametrize("odd", [b"a ?#%41&mode=memory", b"\xff\xfe", b"./../log/x", b"/x"])
+def test_a_file_may_have_any_name(tmp_path: Path, odd: bytes) -> None:
+    (tmp_path / "log").mkdir()
+    name = os.fsdecode(os.fsencode(tmp_path / "log") + b"/" + odd)
+    for path in (name, f"/{name}", os.path.relpath(name)):
+        engine = SQLiteEngine(path)
+        engine.write([Change(b"key", b"value")])
+        assert engine.changes(0, 10).changes
+        engine.close()
+    assert engine.changes(0, 0).head == 3
+    engine.close()
+    assert len(list((tmp_path / "log").iterdir())) == 2
+
+
 def test_the_log_of_a_killed_writer_is_not_read_into_a_new_file(
     make_engine: MakeSQLite, path: Path
 ) -> None:
     in_child(lambda: fill_and_die(path), killed=True)
-    assert len(files(path)) == 3
+    assert len(files(path)) == 4
     path.unlink()
     engine = make_engine()
     assert engine.changes(0, 10).head == 0
@@ -331,6 +366,307 @@ def test_rows_that_no_engine_of_ours_wrote_are_refused_by_the_table(
         connection.close()
 
 
+# The stamp -----------------------------------------------------------------------------------
+
+
+def questions(node: ReplicatedCache, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What a node asks its file from now on: the number after which it wants to know."""
+    asked = []
+    changes = node._follower.engine.changes
+
+    def ask(after: int, limit: int) -> Page:
+        asked.append(after)
+        return changes(after, limit)
+
+    monkeypatch.setattr(node._follower.engine, "changes", ask)
+    return asked
+
+
+def test_a_read_asks_the_file_after_a_write_and_twice_a_second(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 60.0)
+    node, other = make_node(), make_node()
+    node.set("key", 1)
+    assert [node.get("key"), node.get("key")] == [1, 1]
+    asked = questions(node, monkeypatch)
+    assert {node.get("key") for _ in range(1000)} == {1}
+    assert asked == []
+    for number in range(2, 20):
+        other.set("key", number)
+        assert node.get("key") == number
+    assert other.delete("key")
+    assert node.get("key") is None
+    asked.clear()
+    assert {node.get("key") for _ in range(1000)} == {None}
+    assert len(asked) <= 1
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 0.0)
+    assert {node.get("key") for _ in range(10)} == {None}
+    assert len(asked) >= 10
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_write_beside_a_question_is_seen_by_the_next_read(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr(sqlite_module, "_CHECK_PATH_EVERY", 60.0)
+    node, other = make_node(), make_node()
+    other.set("key", "old")
+    assert node.get("key") == "old"
+    engine = node._follower.engine
+    changes = engine.changes
+
+    def ask(after: int, limit: int) -> Page:
+        monkeypatch.setattr(engine, "changes", changes)
+        if when == "before":
+            other.set("key", "new")
+        page = changes(after, limit)
+        if when == "after":
+            other.set("key", "new")
+        return page
+
+    other.set("another", 1)
+    assert node.get("another") == 1  # and the next question tells nothing new
+    monkeypatch.setattr(engine, "changes", ask)
+    assert node.get("key") == ("old" if when == "after" else "new")
+    assert engine.changes == changes
+    assert node.get("key") == "new"
+
+
+def test_who_reads_while_a_write_is_committed_reads_it_afterwards(make_node: MakeNode) -> None:
+    node, other = make_node(), make_node()
+    other.set("key", "old")
+    engine = other._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    seen = []
+
+    def before(statement: str) -> None:
+        if statement == "COMMIT":
+            seen.extend(node.get("key") for _ in range(3))
+
+    engine._pool[-1].set_trace_callback(before)
+    other.set("key", "new")
+    assert seen == ["old"] * 3
+    assert node.get("key") == "new"
+
+
+def test_a_new_callback_runs_although_nobody_has_written(make_node: MakeNode) -> None:
+    node = make_node()
+    node.set("key", 1)
+    assert [node.get("key"), node.get("key")] == [1, 1]
+    ran = []
+    node.before_fresh(lambda: ran.append(1))
+    assert node.get("key") == 1
+    assert ran == [1]
+
+
+def test_a_commit_whose_writer_died_before_the_stamp_is_found(make_node: MakeNode) -> None:
+    node, dying = make_node(), make_node()
+    node.set("key", "old")
+    assert {node.get("key") for _ in range(3)} == {"old"}
+    engine = dying._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    dying.get("key")
+    assert engine._stamp is not None
+    # A mapping of its own in place of the shared one: what is put there nobody sees.
+    engine._stamp = engine._stamp._replace(memory=mmap.mmap(-1, 8))
+    dying.set("key", "new")
+    assert eventually(lambda: node.get("key") == "new", seconds=2.0)
+
+
+def test_such_a_commit_is_found_while_something_else_asks_the_file(make_node: MakeNode) -> None:
+    node, dying = make_node(), make_node()
+    node.set("key", "old")
+    assert {node.get("key") for _ in range(3)} == {"old"}
+    engine, writing = node._follower.engine, dying._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+    assert isinstance(writing, SQLiteEngine)
+    dying.get("key")
+    assert writing._stamp is not None
+    writing._stamp = writing._stamp._replace(memory=mmap.mmap(-1, 8))
+    dying.set("key", "new")
+    engine._checked = float("inf")  # as if somebody had always just looked at the paths
+    assert eventually(lambda: node.get("key") == "new", seconds=2.0)
+
+
+def test_who_has_the_file_by_a_link_lags_no_more_than_others(
+    make_node_at: MakeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "app").mkdir()
+    file, link = tmp_path / "data" / "log", tmp_path / "app" / "log"
+    link.symlink_to(file)  # which is not there yet
+    node, other = make_node_at(f"sqlite:///{link}"), make_node_at(f"sqlite:///{file}")
+    for number in range(10):
+        other.set("key", number)
+        assert [node.get("key") for _ in range(3)] == [number] * 3
+        node.set("key", -number)
+        assert [other.get("key") for _ in range(3)] == [-number] * 3
+    assert link.is_symlink()
+    assert list(link.parent.iterdir()) == [link]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+def test_the_stamp_is_whose_the_log_is(make_engine: MakeSQLite, path: Path) -> None:
+    """As after an upgrade, when root runs a command before the servers start."""
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.close()
+    os.chown(path, 12345, 23456)
+    path.chmod(0o640)
+    stamp = Path(f"{path}-stamp")
+    stamp.unlink()
+    make_engine().changes(0, 0)
+    assert (stamp.stat().st_uid, stamp.stat().st_gid, mode(stamp)) == (12345, 23456, 0o640)
+
+
+def test_without_a_stamp_reads_ask_the_file_and_writes_are_refused(
+    make_node: MakeNode, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a user who may read the files only, or where the disk is full."""
+    node, other = make_node(), make_node()
+    other.set("key", 0)
+    engine = node._follower.engine
+    assert isinstance(engine, SQLiteEngine)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(engine, "_map", refuse)
+    for number in range(5):
+        other.set("key", number)
+        assert [node.get("key") for _ in range(3)] == [number] * 3
+    assert engine.stamp() is None
+    with pytest.raises(EngineUnavailable, match=f"{path}: .*Permission denied: '{path}-stamp'"):
+        node.set("key", "untold")
+    assert other.get("key") == 4
+
+
+def test_a_stamp_for_which_there_is_no_room_leaves_nothing_behind(
+    make_engine: MakeSQLite, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    Path(f"{path}-stamp").unlink()
+
+    def refuse(handle: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(EngineUnavailable, match="No space left on device"):
+        engine.write([Change(b"key", b"value")])
+    assert engine.changes(0, 0).head == 1
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+    assert not list(path.parent.glob(".accesspass-*"))
+    monkeypatch.undo()
+    engine.write([Change(b"key", b"value")])
+
+
+def test_who_locks_the_folder_stops_nobody_for_longer_than_the_deadline(
+    make_engine: MakeSQLite, path: Path
+) -> None:
+    make_engine().write([Change(b"key", b"value")])
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        newcomer = make_engine(deadline=0.2)
+        newcomer.write([Change(b"key", b"value")])  # nothing has to be made
+        Path(f"{path}-stamp").unlink()
+        began = time.monotonic()
+        assert newcomer.changes(0, 0).head == 2
+        with pytest.raises(EngineUnavailable, match="somebody locks it"):
+            newcomer.write([Change(b"key", b"value")])
+        assert time.monotonic() - began < 2.0
+    finally:
+        os.close(lock)
+    newcomer.write([Change(b"key", b"value")])
+    assert newcomer.stamp() is not None
+
+
+def test_a_child_that_is_forked_meanwhile_does_not_keep_the_folder_locked(
+    make_engine: MakeSQLite, path: Path, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    made, over = tmp_path / "made", tmp_path / "over"
+
+    def child() -> bool:
+        made.touch()
+        return eventually(over.exists, seconds=10.0)
+
+    inside, go_on = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        with sqlite_module._locked(str(path.parent), 2.0):
+            inside.set()
+            go_on.wait(10.0)
+
+    locking = threading.Thread(target=lock)
+    locking.start()
+    assert inside.wait(10.0)
+    forking = threading.Thread(target=in_child, args=(child,))
+    forking.start()
+    assert eventually(made.exists, seconds=10.0)
+    go_on.set()
+    locking.join()
+    Path(f"{path}-stamp").unlink()
+    try:
+        make_engine(deadline=0.5).write([Change(b"key", b"value")])
+    finally:
+        over.touch()
+        forking.join()
+
+
+def test_what_is_closed_holds_neither_files_nor_memory(make_engine: MakeSQLite, path: Path) -> None:
+    def held() -> list[str]:
+        names = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        with open("/proc/self/maps") as maps:
+            return [line for line in [*names, *maps] if str(path) in line]
+
+    engine = make_engine()
+    for _ in range(2):
+        engine.write([Change(b"key", b"value")])
+        assert engine.changes(0, 0).head > 0
+        assert held()
+        engine.close()
+        assert held() == []
+        assert engine.stamp() is None
+
+
+def test_a_stamp_that_is_lost_or_spoilt_is_made_again(make_node: MakeNode, path: Path) -> None:
+    stamp = Path(f"{path}-stamp")
+    stamp.write_bytes(b"odd")  # as by hand
+    node, other = make_node(), make_node()
+    node.set("key", 1)
+    assert other.get("key") == 1
+    assert len(stamp.read_bytes()) == 8
+    for number in range(3):
+        stamp.unlink()
+        node.set("key", number)  # the writer is the first to see it
+        assert stamp.exists()
+        assert eventually(lambda number=number: other.get("key") == number, seconds=2.0)
+    seen = [stamp.read_bytes()]
+    for number in range(10):
+        other.set("key", number)
+        assert node.get("key") == number
+        seen.append(stamp.read_bytes())
+    assert len(set(seen)) == 11
+
+
+def test_a_write_that_fails_leaves_the_stamp(make_engine: MakeSQLite, path: Path) -> None:
+    engine = make_engine()
+    engine.write([Change(b"key", b"value")])
+    engine.changes(0, 0)
+    before = engine.stamp()
+    assert before == Path(f"{path}-stamp").read_bytes()
+    with pytest.raises(EngineUnavailable):
+        engine.write([Change(b"key", "text")])  # type: ignore[arg-type]
+    assert Path(f"{path}-stamp").read_bytes() == before
+    engine.write([Change(b"key", b"value")])
+    assert Path(f"{path}-stamp").read_bytes() != before
+
+
 # Processes -----------------------------------------------------------------------------------
 
 
@@ -381,7 +717,7 @@ def test_twenty_processes_that_start_together_share_one_file(path: Path) -> None
     assert sorted(entry.key for entry in page.changes) == sorted(b"key-%d" % n for n in range(20))
     assert page.head == 20
     engine.close()
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, Path(f"{path}-stamp")]
 
 
 def test_a_child_opens_the_file_for_itself(make_node: MakeNode) -> None:
@@ -460,8 +796,8 @@ def test_a_fork_waits_for_the_connections_in_use(make_engine: MakeSQLite) -> Non
 
 def test_one_busy_writer_does_not_shut_out_the_others(path: Path) -> None:
     def work() -> bool:
-        engine = SQLiteEngine(str(path), deadline=1.0)
-        end = time.monotonic() + 1.5
+        engine = SQLiteEngine(str(path), deadline=2.0)
+        end = time.monotonic() + 3.0
         while time.monotonic() < end:
             engine.write([Change(b"%d" % os.getpid(), b"v" * 200)])
         return True
@@ -496,10 +832,30 @@ def test_children_forked_in_the_middle_of_writes_work(make_node: MakeNode) -> No
     assert node.get("n") > 5
 
 
+CUT_SHORT = """
+import os, sys
+from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.sqlite import SQLiteEngine
+engine = SQLiteEngine(sys.argv[1])
+engine.write([Change(b"key", b"value")])
+engine.changes(0, 10)
+os.truncate(sys.argv[1] + sys.argv[2], 0)
+engine.changes(0, 10)
+engine.stamp()
+"""
+
+
+@pytest.mark.parametrize("suffix", ["-shm", "-stamp"])
+def test_a_file_that_is_cut_short_ends_who_looks_at_its_memory(path: Path, suffix: str) -> None:
+    """As the page of failures says. SQLite's own file is no better."""
+    command = [sys.executable, "-c", CUT_SHORT, str(path), suffix]
+    assert subprocess.run(command).returncode == -signal.SIGBUS
+
+
 WRITER = """
 import sys
 from accesspass.cache.engines import sqlite as sqlite_module
-from accesspass.cache.engines.base import Change
+from accesspass.cache.engines.base import Change, Page
 from accesspass.cache.engines.sqlite import SQLiteEngine
 engine = SQLiteEngine(sys.argv[1])
 number = 0

@@ -325,6 +325,7 @@ class Node:
     def dump(self) -> dict[str, Any]:
         """What the replica holds alive: number, revision, payload, and whether it is a fill."""
         self.cache.get("any")  # as any reader would, so that it comes to be current
+        fresh = self.status()["fresh"]  # to look through all of it may take longer
         replica, now = self.follower._replica, self.cache.now()
         entries = {}
         for shard in replica._shards:
@@ -333,7 +334,7 @@ class Node:
                 if held is not None and not held.absent and held.expires > now:
                     filled = held.taken != float("-inf")
                     entries[key.hex()] = [held.seq, held.revision, held.payload.hex(), filled]
-        return {"epoch": replica.epoch, "entries": entries, "fresh": self.status()["fresh"]}
+        return {"epoch": replica.epoch, "entries": entries, "fresh": fresh}
 
     def stop_at(self, place: str) -> None:
         """Stand still once, in the middle of the next read: before or after the value was read."""

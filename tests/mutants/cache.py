@@ -12,6 +12,7 @@ ENGINES = "tests/cache/test_engine_contract.py::test_"
 FOLLOWER = "tests/cache/test_follower.py::test_"
 POSTGRESQL = "tests/cache/test_postgresql.py::test_"
 REDIS = "tests/cache/test_redis.py::test_"
+SQLITE = "tests/cache/test_sqlite.py::test_"
 
 MUTANTS = [
     # The replica and its follower ------------------------------------------------------------
@@ -336,6 +337,61 @@ MUTANTS = [
         f"{CACHE}/engines/sqlite.py",
         {'"WHERE seq > ? ORDER BY': '"WHERE seq > ? AND value IS NOT NULL ORDER BY'},
         f"{CONTRACT}s2_a_deletion_reaches_the_other_nodes[sqlite]",
+    ),
+    Mutant(
+        "unstamped-write",
+        "A write leaves the stamp by which the other processes tell that there was one.",
+        f"{CACHE}/engines/sqlite.py",
+        {"                memory[:] = stamp": "                pass"},
+        f"{SQLITE}a_read_asks_the_file_after_a_write_and_twice_a_second",
+    ),
+    Mutant(
+        "stamp-before-commit",
+        "A write is told of before it can be seen.",
+        f"{CACHE}/engines/sqlite.py",
+        {
+            "                    yield connection\n                    connection.execute"
+            '("COMMIT")\n': "                    yield connection\n"
+            "                    memory[:] = stamp\n"
+            '                    connection.execute("COMMIT")\n',
+            "                memory[:] = stamp\n        finally:": "        finally:",
+        },
+        f"{SQLITE}who_reads_while_a_write_is_committed_reads_it_afterwards",
+    ),
+    Mutant(
+        "stamp-after-the-question",
+        "What was written while the file was asked is taken for known.",
+        f"{CACHE}/follower.py",
+        {"        replica.stamp = stamp\n": "        replica.stamp = self.engine.stamp()\n"},
+        f"{SQLITE}a_write_beside_a_question_is_seen_by_the_next_read[after]",
+    ),
+    Mutant(
+        "stamp-believed-for-ever",
+        "A commit whose writer was killed before it could tell of it is never found.",
+        f"{CACHE}/engines/sqlite.py",
+        {" or self._checked < oldest or self._asked < oldest:": ":"},
+        f"{SQLITE}a_commit_whose_writer_died_before_the_stamp_is_found",
+    ),
+    Mutant(
+        "stamp-by-the-path-alone",
+        "Such a commit is not found where something else looks at the paths all the time.",
+        f"{CACHE}/engines/sqlite.py",
+        {"self._checked < oldest or self._asked < oldest": "self._checked < oldest"},
+        f"{SQLITE}such_a_commit_is_found_while_something_else_asks_the_file",
+    ),
+    Mutant(
+        "stamp-beside-the-link",
+        "Who has the log by a link has a stamp of its own, and hears of no write.",
+        f"{CACHE}/engines/sqlite.py",
+        {"        path = os.path.realpath(self.path)\n": "        path = self.path\n"},
+        f"{SQLITE}who_has_the_file_by_a_link_lags_no_more_than_others",
+    ),
+    Mutant(
+        "stamp-without-vouching",
+        "A replica answers because nobody has written, though a callback has yet to run.",
+        f"{CACHE}/follower.py",
+        {"stamp == replica.stamp and replica.vouched": "stamp == replica.stamp"},
+        f"{SQLITE}a_new_callback_runs_although_nobody_has_written",
     ),
     Mutant(
         "floor-raised-late",

@@ -163,6 +163,14 @@ class Engine(abc.ABC):
         """
         return None
 
+    def stamp(self) -> bytes | None:
+        """Return what is another one after each acknowledged write, without I/O.
+
+        While it is the one that was there before ``changes`` was asked, there is nothing new.
+        ``None`` says that ``changes`` has to be asked. Only engines with ``sync_on_read`` need it.
+        """
+        return None
+
     def wait(self, timeout: float) -> None:
         """Sleep until there may be something new, at most ``timeout`` seconds.
 

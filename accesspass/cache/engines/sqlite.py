@@ -4,14 +4,19 @@ Its own file, because a writer on a second connection to the project's file, ins
 transaction, would wait for itself. Write-ahead logging lets readers go on while somebody writes;
 ``synchronous=FULL`` makes an acknowledged write survive a power cut.
 
-Asking whether anything is new costs microseconds, so it is done at each read: there is no thread
-and no lag.
+Whether anything is new is found out at each read, so there is no thread and no lag. Beside the log
+lies a stamp of eight bytes, which every process has mapped into its memory, and which a writer
+replaces by random ones after it has committed and before it acknowledges. While the stamp is the
+one that was there before the file was last asked, nobody has written since, and the file need not
+be asked. Mapped memory is what write-ahead logging needs as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import mmap
 import os
 import random
 import secrets
@@ -21,7 +26,8 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote
 
 from accesspass.cache.engines.base import (
     Change,
@@ -60,8 +66,10 @@ _UPSERT = (
 )
 # How long to wait between two tries to get the write lock, in seconds.
 _TRY_EVERY = (0.0002, 0.002)
-# How often it is checked that the path still names the file that is open, in seconds.
+# How often it is checked that the paths still name the files that are open, in seconds. Just as
+# often the file is asked whatever the stamp: a writer may be killed between commit and stamp.
 _CHECK_PATH_EVERY = 0.5
+_STAMP_SIZE = 8
 # Bound here, so that tests which replace time.time() do not move the order of expiries.
 _wall_clock = time.time
 
@@ -96,6 +104,14 @@ os.register_at_fork(
 )
 
 
+class _Stamp(NamedTuple):
+    """The memory that tells of writes, and which file it is. One object, so that no thread ever
+    sees the one of an old file with the other of a new one."""
+
+    memory: mmap.mmap
+    file: tuple[int, int]
+
+
 class SQLiteEngine(Engine):
     """A log in a SQLite file, made at first use.
 
@@ -122,12 +138,16 @@ class SQLiteEngine(Engine):
         # The threads of a process queue here, which is cheaper than to wait for the file.
         self._writing = threading.Lock()
         self._file: tuple[int, int] | None = None
-        self._checked = 0.0
+        # None where it cannot be written: then reads ask the file, and writes are refused.
+        self._stamp: _Stamp | None = None
+        # When the paths were last looked at, and when the file was last asked for changes.
+        self._checked = self._asked = 0.0
         _engines.add(self)
 
     # Reading ---------------------------------------------------------------------------------
 
     def changes(self, after: int, limit: int) -> Page:
+        self._asked = time.monotonic()
         with self._connection() as connection:
             epoch, head, floor = _meta(connection)
             # The usual answer, and the only one on the path of an authorised request.
@@ -141,6 +161,13 @@ class SQLiteEngine(Engine):
             connection.execute("COMMIT")
         entries = [Entry(*row) for row in rows[:limit]]
         return Page(epoch, head, floor, _wall_clock(), entries, len(rows) > limit)
+
+    def stamp(self) -> bytes | None:
+        stamp, oldest = self._stamp, time.monotonic() - _CHECK_PATH_EVERY
+        # Somebody else's read or write looks at the paths too, and asks for no changes.
+        if stamp is None or self._checked < oldest or self._asked < oldest:
+            return None
+        return stamp.memory[:]
 
     def read(self, key: bytes) -> Entry | None:
         with self._connection() as connection:
@@ -193,8 +220,10 @@ class SQLiteEngine(Engine):
             try:
                 return _Borrowed(self, pool, pool.pop())
             except IndexError:
-                return _Borrowed(self, pool, self._open())
+                self._check_path()  # the one that is opened has to be the one that is there
+                return _Borrowed(self, self._pool, self._open())
         except (sqlite3.Error, OSError) as error:
+            self._checked = 0.0  # the file may have gone, so the next one looks again
             raise self.unavailable(error) from error
 
     def give_back(self, pool: list[sqlite3.Connection], connection: sqlite3.Connection) -> None:
@@ -223,7 +252,11 @@ class SQLiteEngine(Engine):
             raise EngineUnavailable(f"{self.path}: other threads of this process are writing")
         try:
             with self._connection() as connection:
+                # A write that the others are not told of may not be.
+                memory = self._writable_stamp(give_up).memory
                 self._take_write_lock(connection, give_up)
+                # Random, so that no writer has to know of another one.
+                stamp = os.urandom(_STAMP_SIZE)
                 try:
                     yield connection
                     connection.execute("COMMIT")
@@ -231,6 +264,7 @@ class SQLiteEngine(Engine):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+                memory[:] = stamp
         finally:
             self._writing.release()
 
@@ -251,22 +285,64 @@ class SQLiteEngine(Engine):
             connection.execute(f"PRAGMA busy_timeout = {int(self.deadline * 1000)}")
 
     def _check_path(self) -> None:
-        """Let go of a file that the path no longer names, and make one where there is none."""
+        """Let go of files that the paths no longer name, and make them where there are none."""
+        # SQLite's own files lie beside what a link names, so that all who have the log share them.
+        path = os.path.realpath(self.path)
         try:
-            found = os.stat(self.path)
+            found = _identity(path)
         except FileNotFoundError:
-            self._create()
-            found = os.stat(self.path)
-        identity = (found.st_dev, found.st_ino)
-        if identity != self._file:
-            self.close()
-            self._file = identity
+            self._create(path)
+            found = _identity(path)
+        if found != self._file:
+            self._close_connections()
+            self._file = found
+        try:
+            self._map_stamp(path, wait=0)
+        except OSError:  # it may be another user's, or the disk full: what can be read is read
+            self._stamp = None
         self._checked = time.monotonic()
+
+    def _writable_stamp(self, give_up: float) -> _Stamp:
+        try:
+            return self._stamp or self._map_stamp(
+                os.path.realpath(self.path), wait=give_up - time.monotonic()
+            )
+        except OSError as error:
+            raise self.unavailable(error) from error
+
+    def _map_stamp(self, log: str, wait: float) -> _Stamp:
+        """Map the stamp beside the log, which is made if need be; wait so long for who does it."""
+        path, stamp = f"{log}-stamp", self._stamp
+        with contextlib.suppress(FileNotFoundError):
+            if stamp is not None and _identity(path) == stamp.file:
+                return stamp
+            if os.path.getsize(path) == _STAMP_SIZE:
+                return self._map(path)
+        with _locked(os.path.dirname(path), wait):
+            if not os.path.exists(path) or os.path.getsize(path) != _STAMP_SIZE:
+                # Whose the log is has to be able to write it, whoever comes first.
+                content = os.urandom(_STAMP_SIZE)
+                with self._temporary(path, os.stat(log), content) as temporary:
+                    os.rename(temporary, path)
+            return self._map(path)
+
+    def _map(self, path: str) -> _Stamp:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            stamp = self._stamp = _Stamp(mmap.mmap(file, _STAMP_SIZE), _identity(file))
+        finally:
+            os.close(file)
+        return stamp
 
     def _open(self) -> sqlite3.Connection:
         with _opening:
             connection = sqlite3.connect(
-                self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False
+                # Without this mode SQLite would make an empty file in place of a deleted one.
+                f"file://{quote(os.fsencode(os.path.realpath(self.path)))}?mode=rw",
+                uri=True,
+                timeout=self.deadline,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._live.add(connection)
         try:
@@ -283,18 +359,13 @@ class SQLiteEngine(Engine):
             raise
         return connection
 
-    def _create(self) -> None:
+    def _create(self, path: str) -> None:
         """Make the file complete under another name, then give it its own: nobody sees half."""
-        folder = os.path.dirname(self.path)
-        handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=folder)
-        try:
-            if self._like is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    model = os.stat(self._like)
-                    os.fchmod(handle, model.st_mode & 0o666)
-                    if os.geteuid() == 0:
-                        os.fchown(handle, model.st_uid, model.st_gid)
-            os.close(handle)
+        model = None
+        if self._like is not None:
+            with contextlib.suppress(FileNotFoundError):
+                model = os.stat(self._like)
+        with self._temporary(path, model) as temporary:
             with (
                 _opening,
                 contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection,
@@ -303,26 +374,42 @@ class SQLiteEngine(Engine):
                 connection.executescript(_SCHEMA)
                 connection.execute("INSERT INTO meta VALUES (1, ?, 0, 0)", (secrets.token_hex(8),))
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-            self._give_name(temporary, folder)
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary + suffix)
-
-    def _give_name(self, temporary: str, folder: str) -> None:
-        """Move a new file to its place, unless another process was quicker."""
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not os.path.exists(self.path):
+            with _locked(os.path.dirname(path), self.deadline):
+                if os.path.exists(path):
+                    return  # another process was quicker
                 # A log left behind by a file that was deleted would be read as if it were of this
                 # one.
                 for suffix in ("-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self.path + suffix)
-                os.rename(temporary, self.path)
+                        os.unlink(path + suffix)
+                os.rename(temporary, path)
+
+    @contextlib.contextmanager
+    def _temporary(
+        self, path: str, model: os.stat_result | None, content: bytes = b""
+    ) -> Iterator[str]:
+        """A new file in the same folder, with the owner and mode that the model has.
+
+        It is closed: to close a file that SQLite has open as well would end SQLite's locks.
+        """
+        handle, temporary = tempfile.mkstemp(prefix=".accesspass-", dir=os.path.dirname(path))
+        try:
+            try:
+                if model is not None:
+                    os.fchmod(handle, model.st_mode & 0o666)
+                    if os.geteuid() == 0:
+                        os.fchown(handle, model.st_uid, model.st_gid)
+                if content:
+                    # By its descriptor: root must not open what others can put there by that name.
+                    os.write(handle, content)
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
+            yield temporary
         finally:
-            os.close(lock)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary + suffix)
 
     def unavailable(self, error: BaseException) -> CacheError:
         """Return the error that says that the file could not be used."""
@@ -338,13 +425,17 @@ class SQLiteEngine(Engine):
         self._writing = threading.Lock()
 
     def close(self) -> None:
+        self._close_connections()
+        self._stamp = None  # unmapped once no thread has it in its hands
+
+    def _close_connections(self) -> None:
         pool, self._pool = self._pool, []
         while pool:
             self.discard(pool.pop())
 
     def drain(self) -> None:
         """Close all connections, those in use as soon as they are given back."""
-        self.close()
+        self._close_connections()
         give_up = time.monotonic() + 2 * self.deadline
         while self._live and time.monotonic() < give_up:
             time.sleep(0.0005)
@@ -374,6 +465,32 @@ class _Borrowed:
         self._engine.discard(self._connection)
         if isinstance(error, sqlite3.Error):
             raise self._engine.unavailable(error) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: str, wait: float) -> Iterator[None]:
+    """Whoever gives a file its name in a folder does it alone."""
+    give_up = time.monotonic() + wait
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise TimeoutError(errno.ETIMEDOUT, "somebody locks it", folder) from None
+            time.sleep(0.001)
+        yield
+    finally:
+        # Not by closing it alone: a child that was forked meanwhile has it open as well.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+def _identity(file: str | int) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_dev, found.st_ino
 
 
 def _meta(connection: sqlite3.Connection) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""Does the housekeeping of sessions, where no thread of a serving process does it."""
+"""Does the housekeeping, where no thread of a serving process does it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from accesspass import background, sessions
+from accesspass import background, mail, nodes, sessions
+from accesspass.models import Throttle
+
+# What is left to others: e-mails to accesspass_mail, and what each process says of itself.
+_JOBS = ("tidy", "sweep", "purge", "mail purge", "throttles", "nodes", "audit")
 
 
 class Command(BaseCommand):
@@ -21,9 +25,12 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["loop"]:
-            background.run(("tidy", "sweep", "purge", "audit"))
+            background.run(_JOBS)
             return
         pending, changed, deleted = sessions.tidy(), sessions.sweep(), sessions.purge()
+        mail.purge()
+        Throttle.objects.purge()
+        nodes.purge()
         self.stdout.write(
             f"{pending} pending publications, {changed} changed users, {deleted} sessions deleted."
         )

@@ -20,6 +20,7 @@ const ENDED = "This session has ended.";
 let access = null; // the access token
 let user = null; // who is signed in
 let key = null; // what a link of an e-mail has brought
+let complained = false; // whether the notice is about a server that could not answer
 let ended = null; // {at, token, late}: when every session was revoked, and what was accepted since
 
 const $ = (selector) => document.querySelector(selector);
@@ -181,7 +182,7 @@ function tell(was = null) {
 
 tabs.addEventListener("message", async ({ data: { token, was } }) => {
   if (!token) {
-    if (was === access) leave("You are signed out.", location.pathname);
+    if (was === access && !ending) leave("You are signed out.", location.pathname);
     return;
   }
   const [signedIn, over, loaded] = [user !== null, ended !== null, view !== null];
@@ -220,6 +221,7 @@ function show() {
     link.toggleAttribute("aria-current", current);
     if (current) link.setAttribute("aria-current", "page");
   }
+  $("#waiting")?.remove();
   const title = $(`[data-view="${next}"] h1`);
   document.title = `${title.textContent} – AccessPass`;
   if (view !== null && view !== next) {
@@ -242,11 +244,18 @@ function go(path, message, link) {
 
 /** Say something in the live region, with a link to the outbox if mail is on its way. */
 function notify(message, link) {
+  complained = false;
   const parts = message ? [element("p", { className: "notice" }, message)] : [];
   if (link && $('nav a[href="/outbox"]')) {
     parts[0].append(element("a", { href: "/outbox" }, "Open the outbox"));
   }
   $("#notice").replaceChildren(...parts);
+}
+
+/** Say why something was not done. */
+function complain(answer) {
+  notify(said(answer));
+  complained = lost(answer);
 }
 
 /** Say, in a live region of its own, that the server is lost, and that it is back. */
@@ -256,6 +265,7 @@ function connected(answer) {
   if (text === before || (text === BACK && !before)) return;
   $("#lost").replaceChildren(element("p", { className: "notice" }, text));
   if (text !== BACK) return;
+  if (complained) notify(); // true no more
   setTimeout(() => $("#lost").textContent === BACK && $("#lost").replaceChildren(), SAID);
 }
 
@@ -287,7 +297,7 @@ const elsewhere = () => `${user.username} has signed in in another tab.`;
 async function enter(message, link) {
   const answer = await callAsUser("GET", `${AUTH}check/`);
   if (answer.status !== 200) {
-    if (!gone(answer)) notify(said(answer));
+    if (!gone(answer)) complain(answer);
     return false;
   }
   showUser(answer);
@@ -324,6 +334,9 @@ function leave(message, path) {
 async function showDevices() {
   const answer = await callAsUser("GET", `${AUTH}sessions/`);
   if (answer.status !== 200) return;
+  const told = JSON.stringify(answer.body, (name, value) => (name === "last_used_at" ? "" : value));
+  if (told === $("#devices").dataset.told) return; // the focus may be in the list
+  $("#devices").dataset.told = told;
   $("#devices").replaceChildren(
     ...answer.body.map((session) => {
       const name = session.device || "Unknown device";
@@ -348,8 +361,9 @@ async function showDevices() {
 async function revoke(session, name) {
   const answer = await callAsUser("DELETE", `${AUTH}sessions/${session.id}/`);
   if (!user) return;
-  const done = answer.status === 204 || answer.status === 404;
-  notify(done ? `${name} is signed out.` : (said(answer) ?? "It is being signed out."));
+  if (answer.status === 204 || answer.status === 404) notify(`${name} is signed out.`);
+  else if (answer.status === 202) notify("It is being signed out.");
+  else complain(answer);
   await showDevices();
   $("#devices-title").scrollIntoView({ block: "nearest" });
   ($("#devices button") ?? $('[data-do="check"]')).focus();
@@ -360,6 +374,7 @@ async function revoke(session, name) {
 const workers = new Map(); // process id → what it answered
 const STATES = { 200: ["good", "accepts"], 401: ["bad", "refuses"] };
 let watching = false;
+let ending = null; // "Revoke everywhere", as long as it is under way
 
 /** Ask the workers about the token as long as the account is shown. */
 async function watch() {
@@ -382,6 +397,7 @@ async function askWorkers() {
       return [answer, sent, performance.now()];
     }),
   );
+  await ending; // a worker may refuse before the answer to that has arrived
   if (token !== (ended?.token ?? access)) return;
   if (!ended && round.some(([answer]) => answer.status === 401)) {
     // Expired, which the cookie mends, or revoked from elsewhere, which it does not.
@@ -413,46 +429,69 @@ function note(answer, sent, received) {
   }
 }
 
+/** Put into the timeline what happened then: a refusal may arrive before the acknowledgement. */
 function happened(after, text) {
-  const item = element("li", {}, element("b", {}, `${after.toFixed(0)} ms`), element("span", {}, text));
-  $("#timeline").append(item);
+  const when = element("b", {}, `${after.toFixed(0)} ms`);
+  const item = element("li", { "data-after": String(after) }, when, element("span", {}, text));
+  const later = $$("#timeline li").find((other) => Number(other.dataset.after) > after);
+  $("#timeline").insertBefore(item, later ?? null);
+}
+
+/** Change a text only if it is another one: a selection stays, and nothing is read out twice. */
+function write(place, text) {
+  if (place.textContent !== text) place.textContent = text;
+}
+
+function makeCard(pid) {
+  const bars = Array.from({ length: REMEMBERED }, () => element("i"));
+  const [state, last] = [element("span"), element("div", { className: "last" })];
+  const head = element("div", { className: "head" }, element("b", {}, String(pid)), state);
+  const strip = element("div", { className: "strip", "aria-hidden": "true" }, ...bars);
+  return { item: element("li", {}, head, strip, last), state, bars, last };
 }
 
 function drawWorkers() {
-  const items = [...workers].sort(([one], [other]) => one - other);
-  $("#workers").replaceChildren(
-    ...items.map(([pid, worker]) => {
-      const [kind, state] = STATES[worker.last.status] ?? ["", "fails"];
-      const strip = element("div", { className: "strip", "aria-hidden": "true" });
-      for (let at = worker.past.length - REMEMBERED; at < worker.past.length; at += 1) {
-        const status = worker.past[at];
-        strip.append(element("i", { className: STATES[status]?.[0] ?? "" }));
-      }
-      const head = element(
-        "div",
-        { className: "head" },
-        element("b", {}, String(pid)),
-        element("span", { className: `pill ${kind}` }, state),
-      );
-      const last = element("div", { className: "last" }, cost(worker.last));
-      return element("li", { className: kind }, head, strip, last);
-    }),
-  );
+  const list = [...workers].sort(([one], [other]) => one - other);
+  for (const [pid, worker] of list) {
+    const { item, state, bars, last } = (worker.card ??= makeCard(pid));
+    const [kind, text] = STATES[worker.last.status] ?? ["", "fails"];
+    item.className = kind;
+    state.className = `pill ${kind}`;
+    write(state, text);
+    write(last, cost(worker.last));
+    const from = worker.past.length - REMEMBERED;
+    bars.forEach((bar, at) => (bar.className = STATES[worker.past[from + at]]?.[0] ?? ""));
+  }
+  const items = list.map(([, worker]) => worker.card.item);
+  const shown = [...$("#workers").children];
+  if (items.length !== shown.length || items.some((item, at) => item !== shown[at])) {
+    $("#workers").replaceChildren(...items);
+  }
   if (!ended) return;
-  const refusing = items.filter(([, worker]) => worker.refused !== null).length;
-  const text =
-    refusing === items.length
+  const refusing = list.filter(([, worker]) => worker.refused !== null).length;
+  write(
+    $("#verdict"),
+    refusing === list.length
       ? `All ${refusing} workers refuse. Requests accepted since: ${ended.late || "none"}.`
-      : `${refusing} of ${items.length} workers refuse.`;
-  // Only a change is read out.
-  if ($("#verdict").textContent !== text) $("#verdict").textContent = text;
+      : `${refusing} of ${list.length} workers refuse.`,
+  );
 }
 
 async function endAll() {
+  ending = end();
+  await ending;
+  ending = null;
+  if (!ended) return;
+  $("#ending h3").tabIndex = -1;
+  $("#ending h3").focus();
+  await askWorkers(); // now, and not when the next round is due
+}
+
+async function end() {
   const answer = await callAsUser("POST", `${AUTH}logout/all/`);
   if (!user) return;
   if (answer.status !== 204 && answer.status !== 202) {
-    notify(said(answer));
+    complain(answer);
     return;
   }
   $("#timeline").replaceChildren();
@@ -464,25 +503,27 @@ async function endAll() {
   tell(ended.token);
   notify("Every session of yours has ended, this one too.");
   show();
-  $("#ending h3").tabIndex = -1;
-  $("#ending h3").focus();
-  await askWorkers(); // now, and not when the next round is due
 }
 
 // The outbox -------------------------------------------------------------------------------------
 
 /** Show the mails, and those that come, as long as they are looked at. */
 async function showMails() {
-  let shown = null;
+  let shown = null; // the text of each
   while (view === "outbox") {
     const answer = await send("GET", "/outbox/mails/");
     connected(answer);
     const { mails } = answer.body;
-    if (mails && JSON.stringify(mails) !== shown) {
-      shown = JSON.stringify(mails);
-      $("#mails").replaceChildren(
-        ...(mails.length ? mails.map(drawMail) : [element("li", {}, "No e-mail was sent yet.")]),
-      );
+    if (mails) {
+      const texts = mails.map((mail) => JSON.stringify(mail));
+      const more = texts.length - (shown?.length ?? 0);
+      if (shown?.length && shown.every((text, at) => text === texts[more + at])) {
+        $("#mails").prepend(...mails.slice(0, more).map(drawMail)); // the focus may be further down
+      } else {
+        const none = element("li", {}, "No e-mail was sent yet.");
+        $("#mails").replaceChildren(...(mails.length ? mails.map(drawMail) : [none]));
+      }
+      shown = texts;
     }
     await pause(1000);
   }
@@ -622,21 +663,27 @@ function showErrors(form, { detail, errors = {} }) {
 const DO = {
   check: async () => {
     const answer = await callAsUser("GET", `${AUTH}check/`);
-    if (answer.status === 200) showUser(answer);
-    else if (user) notify(said(answer));
+    if (answer.status === 200) {
+      showUser(answer);
+      if (view === "account") await showDevices();
+    } else if (user) complain(answer);
   },
   resend: async () => {
     const answer = await call("POST", `${AUTH}confirm/resend/`, { username: user.username });
-    const done = answer.status === 202;
-    notify(done ? "An e-mail is on its way." : said(answer), done);
+    if (answer.status === 202) notify("An e-mail is on its way.", true);
+    else complain(answer);
   },
   "log-out": async () => {
     const answer = await call("POST", `${AUTH}logout/`, {}, access);
     if (answer.status === 204 || answer.status === 202) signOut("You are signed out.");
-    else notify(said(answer));
+    else complain(answer);
   },
   "end-all": endAll,
   "sign-in-again": () => leave(null, "/"),
+  dismiss: () => {
+    notify();
+    $(`[data-view="${view}"] h1`)?.focus();
+  },
 };
 
 /** Take the key of a link out of the address bar, the history and what is shared from there. */
@@ -672,6 +719,12 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible" && user) DO.check();
 });
 
+// A message that follows who reads must not cover what gets the focus.
+new ResizeObserver(([{ target }]) => {
+  document.documentElement.style.setProperty("--said", `${target.offsetHeight}px`);
+}).observe($(".said"));
+
+$("#waiting").hidden = false;
 takeKey();
 let began = await renew();
 show();
