@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -29,11 +30,14 @@ pytestmark = pytest.mark.pipeline
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("dist")
-    made = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
-        capture_output=True,
-        text=True,
-    )
+    # setuptools builds in the checkout, and the workers of pytest-xdist share that.
+    with (tmp_path_factory.getbasetemp().parent / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
+            capture_output=True,
+            text=True,
+        )
     assert made.returncode == 0, made.stdout + made.stderr
     (found,) = folder.glob("*.whl")
     return found
