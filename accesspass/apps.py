@@ -45,6 +45,7 @@ class AccessPassConfig(AppConfig):
         register(model_checks.check_mail)
         register(model_checks.check_api)
         register(model_checks.check_urls)
+        register(model_checks.check_databases)
         register(checks.check_deployment, deploy=True)
         register(checks.check_keys, deploy=True)
         register(model_checks.check_mail_backend, deploy=True)

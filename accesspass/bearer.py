@@ -281,7 +281,9 @@ class _Bearer:
         if self._found is None:
             assert self._error is not None  # noqa: S101 - one of the two is there once decided
             return _refusal(self._error)
+        # Both anew: Django's own middleware, if it stands behind ours, has set them since.
         self._request.user = self._found[0]
+        self._request.auser = self.auser
         return None
 
 

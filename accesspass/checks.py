@@ -20,6 +20,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from accesspass.conf import Conf, conf
@@ -126,12 +127,12 @@ def check_cache(
         return [
             Error(
                 f"CACHES has no alias {alias!r}.",
-                hint="Add CACHES['accesspass'] = {'BACKEND': 'accesspass.cache.ReplicatedCache', "
+                hint=f"Add CACHES[{alias!r}] = {{'BACKEND': 'accesspass.cache.ReplicatedCache', "
                 "'LOCATION': 'database:default'}.",
                 id="accesspass.E003",
             )
         ]
-    cache = caches[alias]
+    cache: Any = caches[alias]
     hint = "Use accesspass.cache.ReplicatedCache; LOCATION 'database:default' needs no server."
     if isinstance(cache, DummyCache):
         lost = "keeps nothing, so every request makes a query"
@@ -149,6 +150,10 @@ def check_cache(
             "cache's server"
         )
         return [CheckWarning(f"The cache {alias!r} {lost}.", hint=hint, id="accesspass.W002")]
+    try:
+        cache.check_engine()
+    except ImproperlyConfigured as error:
+        return [Error(f"The cache {alias!r} cannot be used: {error}", id="accesspass.E004")]
     return []
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = ["TEN_YEARS", "Conf", "Option", "Rate", "conf"]
 
 T = TypeVar("T")
 
+_NOTHING = object()
 # Longer than any session, and no datetime overflows.
 TEN_YEARS = 3_650 * 86_400
 
@@ -31,10 +33,12 @@ class Option(Generic[T]):
     """One key of `settings.ACCESSPASS`, as a descriptor of `Conf`.
 
     `problem(value)` tells what is wrong with a value that a project gave, or None; system checks
-    call it. `read` turns that value into what the library works with.
+    call it. `read` turns that value into what the library works with. A server makes no system
+    checks when it starts, so reading a wrong value raises ImproperlyConfigured with the same words.
     """
 
     name: str
+    _accepted: Any = _NOTHING
 
     def __init__(
         self,
@@ -59,6 +63,11 @@ class Option(Generic[T]):
         if conf is None:
             return self
         value = getattr(settings, "ACCESSPASS", {}).get(self.name, self.default)
+        if value is not self._accepted:  # each value is looked at once
+            problem = None if value is self.default else self.problem(value)
+            if problem is not None:
+                raise ImproperlyConfigured(f"ACCESSPASS[{self.name!r}] {problem}.")
+            self._accepted = value
         if self.read is not None:
             return self.read(value)
         return value  # type: ignore[no-any-return]
@@ -410,9 +419,7 @@ class Conf:
     )
     """How long `accesspass.audit` keeps an event; None is for ever."""
 
-    TELEMETRY = Option["tuple[str, ...]"](
-        (), _telemetry, read=lambda value: tuple(value) if isinstance(value, (list, tuple)) else ()
-    )
+    TELEMETRY = Option["tuple[str, ...]"]((), _telemetry, read=tuple)
     """Who gets the metrics: `prometheus`, `opentelemetry` (traces too), or both."""
 
     INTROSPECTION_CLIENTS = Option["dict[str, str]"]({}, _clients)

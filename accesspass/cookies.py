@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -102,15 +102,21 @@ def _path(request: HttpRequest) -> str:
     if (conf.REFRESH_COOKIE or "").startswith("__Host-"):
         return "/"  # browsers accept no other with this prefix
     match = request.resolver_match
-    # A view of the project's own may stand in another namespace, or in none.
-    found = _paths_in(match.namespace if match is not None else "") or _paths_in("accesspass")
+    # A version or a tenant, say, in the path before that of the views.
+    before = {} if match is None else match.kwargs
+    # A view of the project's own may stand in another namespace, or in none, and elsewhere.
+    found = (
+        _paths_in(match.namespace if match is not None else "", before)
+        or _paths_in("accesspass", before)
+        or _paths_in("accesspass", {})
+    )
     common = posixpath.commonpath(found) if found else "/"
     return common if common.endswith("/") else f"{common}/"
 
 
-def _paths_in(namespace: str) -> list[str]:
+def _paths_in(namespace: str, before: dict[str, Any]) -> list[str]:
     found = []
     for name in ("refresh", "logout", "logout-all"):
         with suppress(NoReverseMatch):  # the project has switched it off
-            found.append(reverse(f"{namespace}:{name}"))
+            found.append(reverse(f"{namespace}:{name}", kwargs=before))
     return found

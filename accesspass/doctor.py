@@ -37,8 +37,15 @@ from accesspass import accounts, mail, sessions
 from accesspass.checks import has_errors
 from accesspass.conf import conf
 from accesspass.exceptions import InvalidToken
-from accesspass.model_checks import auth_routes, unapplied_migrations
-from accesspass.models import Lease, MailRequest, Session, email_field, is_possible_username
+from accesspass.model_checks import are_included, auth_routes, unapplied_migrations
+from accesspass.models import (
+    Lease,
+    MailRequest,
+    Session,
+    email_field,
+    in_utc,
+    is_possible_username,
+)
 
 __all__ = ["Finding", "examine"]
 
@@ -167,6 +174,10 @@ def _routes() -> Iterator[Finding]:
     try:
         routes = auth_routes()
     except NoReverseMatch:
+        if are_included():
+            says = "They stand in a namespace, or below arguments, and were not resolved."
+            yield Finding("routes", "skipped", says)
+            return
         yield Finding(
             "routes",
             "warning",
@@ -315,7 +326,7 @@ def _clock(alias: str) -> float:
     with transaction.atomic(using=alias):
         name = f"doctor {secrets.token_hex(8)}"
         leases.create(name=name, until=Now())
-        now = leases.get(name=name).until.timestamp()
+        now = in_utc(leases.get(name=name).until).timestamp()
         transaction.set_rollback(True, using=alias)
     return now
 
@@ -466,7 +477,7 @@ def _mail(send_to: str) -> Iterator[Finding]:
             "mail",
             "broken",
             f"{kind} {what}: {_explained(error)}.",
-            "E-mails wait and are tried again for some hours. Look at EMAIL_HOST and its like.",
+            "E-mails wait and are tried again for some hours. Look at MAILERS or EMAIL_HOST.",
         )
         return
     sent = f"An e-mail went to {send_to}." if send_to else "Nothing was sent: --send-to does that."

@@ -25,7 +25,7 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from accesspass import __version__
-from accesspass.conf import conf
+from accesspass.conf import Conf, conf
 from accesspass.exceptions import AccessPassError, InvalidToken
 
 __all__ = [
@@ -425,11 +425,12 @@ def switch_on() -> None:
 
     Raises ImproperlyConfigured if a library is not installed.
     """
-    if not isinstance(getattr(settings, "ACCESSPASS", {}), dict):
+    given = getattr(settings, "ACCESSPASS", {})
+    if not isinstance(given, dict) or Conf.TELEMETRY.problem(given.get("TELEMETRY", ())):
         return  # as a system check will say
     for name in conf.TELEMETRY:
-        if name in _on or name not in _KINDS:
-            continue  # what it does not know, a system check names
+        if name in _on:
+            continue
         try:
             _on[name] = _KINDS[name]()
         except ImportError as error:

@@ -18,7 +18,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.models.functions import Now
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
-from django.urls import NoReverseMatch, resolve, reverse
+from django.urls import NoReverseMatch, URLResolver, get_resolver, resolve, reverse
 from django.utils.module_loading import import_string
 
 from accesspass import accounts, mail, records
@@ -27,8 +27,10 @@ from accesspass.conf import conf
 from accesspass.models import Account, MailRequest, Session, email_field
 
 __all__ = [
+    "are_included",
     "auth_routes",
     "check_api",
+    "check_databases",
     "check_mail",
     "check_mail_backend",
     "check_tables",
@@ -100,8 +102,7 @@ def _why_not(name: str) -> str:
 def check_mail(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Check that e-mails can be written, and lead somewhere."""
     found: list[CheckMessage] = []
-    given = getattr(settings, "ACCESSPASS", {})
-    if not isinstance(given, dict):
+    if has_errors():
         return found
     if conf.REQUIRE_CONFIRMED_EMAIL and not conf.BASE_URL:
         found.append(
@@ -152,7 +153,7 @@ def check_mail_backend(
     return [
         CheckWarning(
             f"E-mails are sent by {backend.__module__}, so nobody gets them.",
-            hint="Set EMAIL_BACKEND to one that sends.",
+            hint="Set EMAIL_BACKEND, or the default of MAILERS, to one that sends.",
             id="accesspass.W017",
         )
     ]
@@ -230,6 +231,15 @@ def auth_routes() -> dict[str, str]:
     return routes
 
 
+def are_included(resolver: URLResolver | None = None) -> bool:
+    """Tell whether `accesspass.urls` is included, in another namespace or below arguments too."""
+    return any(
+        isinstance(pattern, URLResolver)
+        and (pattern.app_name == "accesspass" or are_included(pattern))
+        for pattern in (resolver or get_resolver()).url_patterns
+    )
+
+
 def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Check that the views can be reached, and that no transaction of a request is around them."""
     found: list[CheckMessage] = []
@@ -252,6 +262,8 @@ def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
     try:
         routes = auth_routes()
     except NoReverseMatch:
+        if are_included():
+            return found
         found.append(
             Info(
                 "No view of AccessPass can be reached: ROOT_URLCONF includes 'accesspass.urls' "
@@ -279,6 +291,24 @@ def check_urls(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) ->
             )
         )
     return found
+
+
+def check_databases(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check that DATABASE_ROUTERS keep users and sessions together: they refer to each other."""
+    user = get_user_model()
+    users, ours = router.db_for_write(user), router.db_for_write(Session)
+    if users == ours:
+        return []
+    return [
+        Error(
+            f"DATABASE_ROUTERS write {user._meta.label} to {users!r} and accesspass to {ours!r}: "
+            "nobody can register or log in.",
+            hint=f"Let the router send the app 'accesspass' to {users!r} too.",
+            id="accesspass.E009",
+        )
+    ]
 
 
 def check_tables(

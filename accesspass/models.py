@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import nullcontext
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -41,6 +41,7 @@ __all__ = [
     "aliases",
     "email_field",
     "email_of",
+    "in_utc",
     "is_possible_username",
     "name_fields",
     "new_user_id",
@@ -203,6 +204,16 @@ def aliases(user: AbstractBaseUser) -> list[str]:
     names = (str(user.get_username() or ""), email_of(user))
     found = (canonical(name) for name in names if name and is_plain_text(name))
     return [x for x in dict.fromkeys(found) if 0 < len(x) <= MAX_LENGTH]
+
+
+def in_utc(value: datetime) -> datetime:
+    """Return in UTC a time that `Now()` has written into one of our rows.
+
+    Without USE_TZ it names no time zone: it is UTC on SQLite, and that of TIME_ZONE elsewhere.
+    """
+    if value.tzinfo is None and connections[router.db_for_write(Session)].vendor == "sqlite":
+        return value.replace(tzinfo=timezone.utc)
+    return value.astimezone(timezone.utc)
 
 
 class AccountManager(models.Manager["Account"]):

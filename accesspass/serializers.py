@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import IO, Any, NoReturn
 
 from django.core.exceptions import TooManyFieldsSent
@@ -20,7 +20,7 @@ from accesspass import accounts
 from accesspass.accounts import json_problem, username_is_email
 from accesspass.conf import conf
 from accesspass.devices import device_name
-from accesspass.models import Session, email_field
+from accesspass.models import Session, email_field, in_utc
 
 __all__ = [
     "AccountDeleteSerializer",
@@ -126,8 +126,7 @@ class _Instant(serializers.Field[Any, Any, str, Any]):
         super().__init__(read_only=True, **kwargs)
 
     def to_representation(self, value: datetime) -> str:
-        instant = datetime.fromtimestamp(int(value.timestamp()), tz=timezone.utc)
-        return instant.isoformat().replace("+00:00", "Z")
+        return in_utc(value).replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
 
 class RegisterSerializer(serializers.Serializer[Any]):

@@ -659,7 +659,7 @@ def _rotate(
         token.number == session.generation - 1
         and digest == session.previous_digest
         and session.nonce
-        and session.clock - session.rotated_at <= timedelta(seconds=conf.REFRESH_GRACE)
+        and session.clock - session.rotated_at < timedelta(seconds=conf.REFRESH_GRACE)
     ):
         return _same_successor(cache, session, token) or InvalidToken()
     if token.number < session.generation:

@@ -208,7 +208,7 @@ class RegisterView(_AuthView):
     serializer_class = RegisterSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         body = self.body(request)
         values, further = _split(body, RegisterSerializer)
         name = values["email"] or values["username"]
@@ -232,7 +232,7 @@ class LoginView(_AuthView):
     serializer_class = LoginSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         values, further = _split(self.body(request), LoginSerializer)
         attempt = throttling.count("login", request._request, values["username"])
         data = {**_without_secrets(request), **further}
@@ -247,7 +247,7 @@ class RefreshView(_AuthView):
     serializer_class = RefreshSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         token = self.refresh_token(request)
         if token is None:
             raise TokenRequired
@@ -271,7 +271,7 @@ class ExchangeView(_AuthView):
         raise NotImplementedError
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         database = router.db_for_write(Session)
         request.data  # noqa: B018 - whoever sends it slowly must not hold the transaction open
         with transaction.atomic(using=database):
@@ -289,7 +289,7 @@ class CheckView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: AuthenticatedRequest) -> Response:
+    def get(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         record = request.auth
         return Response(
             {
@@ -311,7 +311,7 @@ class LogoutView(_AuthView):
     everywhere = False
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         response = _ended(
             sessions.logout(
                 access_token=sent_token(request._request),
@@ -337,7 +337,7 @@ class SessionListView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def get(self, request: AuthenticatedRequest) -> Response:
+    def get(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         live = sessions.live(request.user)
         context = {"current": request.auth.id}
         return Response([SessionSerializer(x, context=context).data for x in live])
@@ -349,7 +349,7 @@ class SessionDetailView(_AuthView):
     authentication_classes = [TokenAuthentication]
     permission_classes = [IsAuthenticated]
 
-    def delete(self, request: AuthenticatedRequest, session_id: str) -> Response:
+    def delete(self, request: AuthenticatedRequest, session_id: str, **kwargs: Any) -> Response:
         live = sessions.live(request.user)
         found = next((x for x in live if str(x.pk) == session_id.lower()), None)
         if found is None:
@@ -385,7 +385,7 @@ class IntrospectView(_ServiceView):
     """POST: what an access token stands for (RFC 7662). Of any other token nothing is told."""
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         try:
             user, session = sessions.introspect(self.body(request)["token"])
         except InvalidToken:
@@ -416,7 +416,7 @@ class RevokeView(_ServiceView):
     """
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         token = self.body(request)["token"]
         try:
             response = _ended(sessions.logout(access_token=token, refresh_token=token))
@@ -527,7 +527,7 @@ class _AskView(_AuthView):
     field: ClassVar[str] = "username"
     serializer_class: ClassVar[type[Serializer[Any]]] = UsernameSerializer
 
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         name = self.body(request)[self.field]
         throttling.count("mail", request._request, name)
         mail.ask(self.purpose, name, request=request._request)
@@ -540,7 +540,7 @@ class ConfirmView(_AuthView):
     serializer_class = KeySerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         key = self.body(request)["key"]
         data = _without_secrets(request)
         user, pair = accounts.confirm(key, request=request._request, data=data)
@@ -565,7 +565,7 @@ class PasswordResetConfirmView(_AuthView):
     serializer_class = PasswordResetSerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         values, _further = _split(self.body(request), PasswordResetSerializer)
         return _ended(accounts.reset_password(**values, request=request._request))
 
@@ -576,7 +576,7 @@ class PasswordChangeView(_SignedInView):
     serializer_class = PasswordChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: AuthenticatedRequest) -> Response:
+    def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         values, _further = _split(self.body(request), PasswordChangeSerializer)
         acknowledged = accounts.change_password(
             request.user, **values, session_id=request.auth.id, request=request._request
@@ -598,7 +598,7 @@ class EmailChangeView(_SignedInView):
     serializer_class = EmailChangeSerializer
 
     @sensitive_variables()
-    def post(self, request: AuthenticatedRequest) -> Response:
+    def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         values, _further = _split(self.body(request), EmailChangeSerializer)
         # By the new address: nobody is to be written to again and again by strangers.
         throttling.count("mail", request._request, values["email"])
@@ -612,7 +612,7 @@ class EmailChangeConfirmView(_AuthView):
     serializer_class = KeySerializer
 
     @sensitive_variables()
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         accounts.confirm_email_change(self.body(request)["key"], request=request._request)
         return Response(status=204)
 
@@ -622,11 +622,11 @@ class AccountView(_SignedInView):
 
     serializer_class = AccountSerializer
 
-    def get(self, request: AuthenticatedRequest) -> Response:
+    def get(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         return self.show(request.user, request.auth.meta)
 
     @sensitive_variables()
-    def patch(self, request: AuthenticatedRequest) -> Response:
+    def patch(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         body = self.body(request)
         values, fields = _split(body, AccountSerializer)
         return self.show(
@@ -644,7 +644,7 @@ class AccountDeleteView(_SignedInView):
     serializer_class = AccountDeleteSerializer
 
     @sensitive_variables()
-    def post(self, request: AuthenticatedRequest) -> Response:
+    def post(self, request: AuthenticatedRequest, *args: Any, **kwargs: Any) -> Response:
         values, _further = _split(self.body(request), AccountDeleteSerializer)
         return _ended(accounts.delete(request.user, **values, request=request._request))
 

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import OperationalError
 from django.test import override_settings
+from django.urls import path
+from django.views.decorators.cache import cache_page, never_cache
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.response import Response
 from rest_framework.test import APIClient
+from rest_framework.views import APIView
 
 from accesspass import sessions
 from accesspass.conf import conf
@@ -151,8 +158,8 @@ def test_a_database_that_is_out_of_reach_is_a_503_and_never_a_401(
         raise OperationalError("gone")
 
     monkeypatch.setattr(sessions, "_select", fail)
-    for path in ("/protected/", "/auth/check/"):
-        answer = get(api, f"Bearer {token}", path)
+    for where in ("/protected/", "/auth/check/"):
+        answer = get(api, f"Bearer {token}", where)
         assert answer.status_code == 503
         assert answer.json()["code"] == "unavailable"
         assert int(answer["Retry-After"]) >= 1
@@ -165,3 +172,29 @@ def test_request_user_is_a_user_instance_with_a_session_record(user: Any) -> Non
     assert found == user
     assert record.claims == {"a": 1}
     assert conf.USER_FROM_RECORD
+
+
+class _Hello(APIView):
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request: Any) -> Response:
+        return Response({"user": str(request.user.pk)})
+
+
+@pytest.mark.parametrize(
+    ("view", "status"), [(_Hello.as_view(), 200), (never_cache(_Hello.as_view()), 401)]
+)
+def test_what_django_has_cached_is_given_after_a_logout_too(
+    user: Any, view: Any, status: int
+) -> None:
+    """As the guide for existing projects warns."""
+    cached = cache_page(60, key_prefix=uuid.uuid4().hex)(view)
+    locmem = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "cached"}
+    with override_settings(
+        CACHES={**settings.CACHES, "default": locmem}, ROOT_URLCONF=(path("hello/", cached),)
+    ):
+        api = APIClient()
+        pair = login(api, user)
+        assert api.get("/hello/").status_code == 200
+        sessions.revoke(pair.session_id)
+        assert api.get("/hello/").status_code == status

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from django.conf import settings as project
 from django.contrib.auth import get_user_model
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connection, connections, transaction
@@ -19,7 +22,7 @@ from django.test import override_settings
 from django.urls import include, path
 from rest_framework.authentication import BasicAuthentication, SessionAuthentication
 
-from accesspass import sessions, views
+from accesspass import metrics, sessions, views
 from accesspass.checks import (
     check_cache,
     check_deployment,
@@ -29,6 +32,7 @@ from accesspass.checks import (
 from accesspass.hooks import Hooks
 from accesspass.model_checks import (
     check_api,
+    check_databases,
     check_mail,
     check_mail_backend,
     check_tables,
@@ -40,6 +44,7 @@ from tests.conftest import MakeUser
 
 ROOT = Path(__file__).resolve().parents[1]
 
+DATABASE = {"LOCATION": "database:default"}
 GOOD = {"BASE_URL": "https://app.example.com"}
 
 
@@ -151,6 +156,52 @@ def test_a_missing_base_url_is_a_warning() -> None:
 def test_a_missing_alias_is_an_error() -> None:
     with override_settings(CACHES={"default": {"BACKEND": "accesspass.cache.ReplicatedCache"}}):
         assert ids(check_cache()) == ["E003"]
+
+
+def test_the_hint_names_the_alias_that_is_missing() -> None:
+    with override_settings(ACCESSPASS={**GOOD, "CACHE": "tokens"}):
+        (found,) = check_cache()
+    assert found.hint.startswith("Add CACHES['tokens'] = {'BACKEND': 'accesspass.cache.Replicat")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"TELEMETRY": "prometheus"},
+        {"REQUIRE_CONFIRMED_EMAIL": "False"},
+        {"ACCESS_TOKEN_LIFETIME": "300"},
+        {"CACHE": None},
+    ],
+)
+def test_a_wrong_value_is_said_by_one_check_and_breaks_none(wrong: dict[str, Any]) -> None:
+    with override_settings(ACCESSPASS={**GOOD, **wrong}):
+        metrics.switch_on()  # as the app does when it is loaded
+        with pytest.raises(SystemCheckError, match=r"accesspass\.E002"):
+            call_command("check", deploy=True, databases=["default"])
+
+
+@pytest.mark.parametrize(
+    ("vendor", "said"),
+    [
+        ("mysql", "there is no engine for mysql yet"),
+        ("postgresql", "psycopg 3 cannot be imported"),
+    ],
+)
+def test_a_database_without_an_engine_is_said_by_a_check_and_by_each_read(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, said: str
+) -> None:
+    monkeypatch.setattr(connection, "vendor", vendor)
+    # As if the driver were not there.
+    monkeypatch.setitem(sys.modules, "accesspass.cache.engines.postgresql", None)
+    backend = "accesspass.cache.ReplicatedCache"
+    (found,) = cache(backend, **DATABASE)
+    assert ids([found]) == ["E004"]
+    assert said in found.msg
+    with override_settings(CACHES={"accesspass": {"BACKEND": backend, **DATABASE}}):
+        for _ in range(2):
+            with pytest.raises(ImproperlyConfigured, match=said):
+                caches["accesspass"].get("key")
 
 
 def test_each_lesser_cache_has_its_warning() -> None:
@@ -407,6 +458,35 @@ def test_a_project_without_our_routes_is_told() -> None:
     with override_settings(ROOT_URLCONF=others):
         assert ids(check_urls()) == ["I003"]
     with override_settings(ROOT_URLCONF=None):
+        assert check_urls() == []
+
+
+class Elsewhere:
+    """Sends one model to a database of its own, and reads everything from a replica."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return "elsewhere" if model is self.model else None
+
+
+def test_users_in_another_database_than_sessions_are_an_error() -> None:
+    with override_settings(DATABASE_ROUTERS=[Elsewhere(None)]):
+        assert check_databases() == []
+    with override_settings(DATABASE_ROUTERS=[Elsewhere(get_user_model())]):
+        (found,) = check_databases()
+    assert ids([found]) == ["E009"]
+    assert "to 'elsewhere' and accesspass to 'default'" in found.msg
+
+
+@pytest.mark.parametrize("under", ["<str:version>/", "v1/"])
+def test_routes_below_an_argument_or_a_namespace_are_there(under: str) -> None:
+    inner = include(([path("auth/", include("accesspass.urls"))], "api"), namespace="v1")
+    with override_settings(ROOT_URLCONF=(path(under, inner),)):
         assert check_urls() == []
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from accesspass.conf import Conf, conf
@@ -112,8 +114,16 @@ def test_the_token_keys_are_the_secret_key_and_its_fallbacks() -> None:
         ("CONFIRM_LOGS_IN", 1),
     ],
 )
-def test_a_wrong_value_has_a_problem(name: str, value: Any) -> None:
-    assert Conf.options[name].problem(value)
+def test_a_wrong_value_has_a_problem_and_is_not_read(name: str, value: Any) -> None:
+    problem = Conf.options[name].problem(value)
+    assert problem
+    for _ in range(2):
+        with (
+            override_settings(ACCESSPASS={name: value}),
+            pytest.raises(ImproperlyConfigured, match=re.escape(f"[{name!r}] {problem}.")),
+        ):
+            getattr(conf, name)
+        getattr(conf, name)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from django.urls import include, path
 from rest_framework.test import APIClient, APIRequestFactory
 
 from accesspass import cookies, mail, sessions
+from accesspass.conf import TEN_YEARS
 from accesspass.email_keys import CONFIRM
 from accesspass.exceptions import OriginNotAllowed
 from accesspass.hooks import Hooks
@@ -171,7 +172,7 @@ def test_a_hook_never_sees_the_token(user: Any, settings: Any) -> None:
         ({"REFRESH_TOKEN_LIFETIME": 3_600}, 3_600),
         ({"SESSION_IDLE_LIFETIME": 600}, 600),
         ({"REFRESH_TOKEN_LIFETIME": 3_600, "SESSION_IDLE_LIFETIME": 600}, 600),
-        ({"REFRESH_TOKEN_LIFETIME": 10**9}, 400 * 86_400),
+        ({"REFRESH_TOKEN_LIFETIME": TEN_YEARS}, 400 * 86_400),
     ],
 )
 def test_the_cookie_lives_no_longer_than_the_token(user: Any, longest: int) -> None:
@@ -194,6 +195,25 @@ def test_the_path_follows_the_projects_include(user: Any) -> None:
     with override_script_prefix("/under/"):
         answer = APIClient().post("/v1/passes/login/", body, format="json")
     assert answer.cookies[NAME]["path"] == "/under/v1/passes/"
+
+
+@pytest.mark.parametrize(
+    ("under", "expected"),
+    [("<str:version>/passes/", "/v1/passes/"), ("passes/", "/passes/")],
+)
+def test_the_path_keeps_the_arguments_before_ours(user: Any, under: str, expected: str) -> None:
+    urls = (
+        path("<str:version>/exchange/", Exchange.as_view()),
+        path(under, include("accesspass.urls")),
+    )
+    with override_settings(ROOT_URLCONF=urls):
+        client = APIClient(HTTP_ORIGIN="http://testserver")
+        cookie = client.post("/v1/exchange/").cookies[NAME]
+        assert cookie["path"] == expected
+        client.cookies.load({NAME: cookie.value})
+        ended = client.post(f"{expected}logout/")
+    assert ended.status_code == 204
+    assert ended.cookies[NAME]["path"] == expected
 
 
 class Exchange(ExchangeView):

@@ -26,6 +26,7 @@ from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.functions import Now
 from django.test import override_settings
+from django.urls import include, path
 
 from accesspass import doctor, mail, sessions
 from accesspass.models import Account, Identifier, Lease, MailRequest, Session, Throttle
@@ -120,6 +121,14 @@ def test_the_command_exits_with_1_if_anything_is_broken() -> None:
     assert "ok       database: SQLite answers; 9 tables" in out.getvalue()
 
 
+def test_routes_that_cannot_be_resolved_without_arguments_are_skipped() -> None:
+    under = path("<str:version>/", include("accesspass.urls"))
+    with override_settings(ROOT_URLCONF=(under,)):
+        assert [state for state, _says in about("routes")] == ["skipped"]
+    with override_settings(ROOT_URLCONF=()):
+        assert [state for state, _says in about("routes")] == ["warning"]
+
+
 def test_settings_that_cannot_be_read_come_first() -> None:
     with override_settings(ACCESSPASS={**project.ACCESSPASS, "NONSENSE": 1}):
         found = examined()
@@ -200,6 +209,13 @@ def test_a_server_that_hangs_is_broken_and_the_rest_is_tried(
     assert (found["database"].state, found["login"].state) == ("broken", "skipped")
     assert found["passwords"].state == "ok"
     assert signal.getsignal(signal.SIGALRM) is handler
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_a_project_without_time_zones_has_no_clock_that_is_off(zone: str) -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE=zone):
+        ((state, _says),) = about("database")
+    assert state == "ok"
 
 
 def test_a_clock_that_is_off_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

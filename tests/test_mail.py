@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.mail.backends.base import BaseEmailBackend
@@ -463,6 +464,13 @@ def test_a_backend_without_a_time_limit_gets_one() -> None:
         assert mail.connection().timeout == 20
     with override_settings(EMAIL_BACKEND=smtp, EMAIL_TIMEOUT=7):
         assert mail.connection().timeout == 7
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.1 began with MAILERS")
+def test_the_default_of_mailers_sends_where_a_project_has_them() -> None:
+    console = "django.core.mail.backends.console"
+    with override_settings(MAILERS={"default": {"BACKEND": f"{console}.EmailBackend"}}):
+        assert type(mail.connection()).__module__ == console
 
 
 # What stands in them

@@ -360,3 +360,14 @@ def test_a_principal_that_is_nobody_has_nothing() -> None:
     assert not nobody.is_authenticated
     with pytest.raises(InvalidToken):
         resource.authenticate(None)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("how", ["wsgi", "asgi"])
+@pytest.mark.parametrize("path", ["/plain/", "/async/"])
+def test_before_the_middleware_of_django_ours_says_the_same(
+    user: Any, pair: sessions.TokenPair, path: str, how: str
+) -> None:
+    with override_settings(MIDDLEWARE=[OURS, SESSIONS, CSRF, AUTH]):
+        answer = json.loads(send(path, pair.access_token, how=how).content)
+    assert (answer["user"], answer["anonymous"]) == (str(user.pk), False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -29,11 +30,14 @@ pytestmark = pytest.mark.pipeline
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("dist")
-    made = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
-        capture_output=True,
-        text=True,
-    )
+    # setuptools builds in the checkout, and the workers of pytest-xdist share that.
+    with (tmp_path_factory.getbasetemp().parent / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
+            capture_output=True,
+            text=True,
+        )
     assert made.returncode == 0, made.stdout + made.stderr
     (found,) = folder.glob("*.whl")
     return found
@@ -76,13 +80,39 @@ class Terminal:
         self.process.stdout.close()
 
 
-@pytest.fixture
-def terminal(wheel: Path, tmp_path: Path) -> Iterator[Terminal]:
+def newest_python() -> Path | None:
+    """Return the folder of the newest Python that is whole, and later than the one that runs this.
+
+    It may have a later Django, whose startproject makes other settings.
+    """
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in range(19, sys.version_info.minor, -1):
+        on_path = shutil.which(f"python3.{minor}")
+        found = [Path(on_path)] if on_path else []
+        for python in [*found, *sorted(pyenv.glob(f"3.{minor}.*/bin/python3.{minor}"))]:
+            asked = subprocess.run(
+                [python, "-c", "import ensurepip, sqlite3, ssl, sys; print(sys.executable)"],
+                capture_output=True,
+                text=True,
+            )
+            if asked.returncode == 0:
+                return Path(asked.stdout.strip()).resolve().parent
+    return None
+
+
+@pytest.fixture(params=["this", "newest"])
+def terminal(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> Iterator[Terminal]:
+    if request.param == "this":
+        python = Path(sys.executable).resolve().parent
+    elif (newest := newest_python()) is None:
+        pytest.skip("no later Python was found")
+    else:
+        python = newest
     constraint = tmp_path / "constraint.txt"
     constraint.write_text(f"django-accesspass=={accesspass.__version__}\n")
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
-        "PATH": f"{Path(sys.executable).resolve().parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
         # Until it is released, `pip install django-accesspass` finds it here.
         "PIP_FIND_LINKS": str(wheel.parent),
         "PIP_CONSTRAINT": str(constraint),

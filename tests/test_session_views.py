@@ -97,6 +97,20 @@ def test_the_list_shows_each_device(api: APIClient, user: Any) -> None:
     assert timedelta(minutes=59) < left <= timedelta(hours=1)
 
 
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_times_are_utc_whatever_the_project_has(
+    api: APIClient, user: Any, use_tz: bool, zone: str
+) -> None:
+    with override_settings(USE_TZ=use_tz, TIME_ZONE=zone):
+        (shown,) = listed(api, sessions.start(user, lifetime=3600))
+    now = datetime.now(timezone.utc)
+    for name, seconds in (("created_at", 0), ("last_used_at", 0), ("expires_at", 3600)):
+        expected = now + timedelta(seconds=seconds)
+        found = datetime.fromisoformat(shown[name].replace("Z", "+00:00"))
+        assert abs((found - expected).total_seconds()) < 30
+
+
 def test_the_list_has_the_session_first_that_was_used_last(api: APIClient, user: Any) -> None:
     first, second, third = (sessions.start(user) for _ in range(3))
     for hours, pair in enumerate((first, third, second)):

@@ -345,6 +345,24 @@ def test_the_same_refresh_token_within_the_grace_gets_the_identical_pair(user: A
     assert Session.objects.get(pk=pair.session_id).generation == 1
 
 
+def test_a_grace_of_none_has_no_instant_in_it(user: Any, monkeypatch: Any) -> None:
+    """SQLite counts milliseconds, and two refreshes may come within one."""
+    select = sessions._select
+
+    def at_once(*wanted: Any) -> Any:
+        session = select(*wanted)
+        if session is not None:
+            session.clock = session.rotated_at or session.clock  # type: ignore[attr-defined]
+        return session
+
+    monkeypatch.setattr(sessions, "_select", at_once)
+    pair = sessions.start(user)
+    with override_settings(ACCESSPASS={**settings.ACCESSPASS, "REFRESH_GRACE": 0}):
+        sessions.refresh(pair.refresh_token)
+        with pytest.raises(InvalidToken):
+            sessions.refresh(pair.refresh_token)
+
+
 def test_the_identical_pair_survives_a_rotation_of_the_token_keys(user: Any) -> None:
     old, new = "the old key, long enough to be used" * 2, "the new key, long enough to be used" * 2
     with override_settings(ACCESSPASS={**settings.ACCESSPASS, "TOKEN_KEYS": [old]}):
@@ -633,3 +651,15 @@ def test_everything_works_on_a_plain_cache(plain: None, user: Any) -> None:
     assert sessions.revoke(pair.session_id) is True
     with queries(0):
         assert is_refused(new.access_token)
+
+
+def test_the_file_of_the_log_has_addresses_of_users_in_it(user: Any, tmp_path: Any) -> None:
+    """And so it is as private as the database beside it."""
+    with cache_settings(f"sqlite:///{tmp_path}/shop.sqlite3.accesspass"):
+        pair = sessions.start(user)
+        sessions.publish_now(pair.session_id)
+        files = list(tmp_path.glob("*.accesspass*"))
+    assert set(files) == set(tmp_path.iterdir())
+    written = b"".join(x.read_bytes() for x in files)
+    assert user.email.encode() in written
+    assert pair.access_token.encode() not in written

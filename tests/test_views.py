@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.db import OperationalError, connection, connections
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
-from django.urls import resolve, reverse
+from django.urls import include, path, re_path, resolve, reverse
 from django.utils.log import AdminEmailHandler
 from rest_framework.response import Response
 from rest_framework.test import APIClient, APIRequestFactory
@@ -17,6 +18,7 @@ from rest_framework.test import APIClient, APIRequestFactory
 from accesspass import accounts, hashing, sessions
 from accesspass.exceptions import InvalidToken
 from accesspass.models import Account, Session
+from accesspass.urls import urlpatterns
 from accesspass.views import ExchangeView, StrictJSONParser
 from tests.conftest import PASSWORD
 
@@ -666,3 +668,42 @@ def test_a_body_that_comes_slowly_holds_no_transaction_open(
     monkeypatch.setattr(StrictJSONParser, "parse", parsed)
     assert exchange(was=user.email).status_code == 200
     assert seen == [False]
+
+
+# The project's paths
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("prefix", "include_under"),
+    [
+        ("/v1/acme/", partial(path, "<str:version>/<slug:tenant>/")),
+        ("/v1/", partial(re_path, r"^(v\d)/")),
+    ],
+)
+def test_arguments_of_the_path_before_ours_are_passed_by(
+    user: Any, prefix: str, include_under: Any
+) -> None:
+    """As with URLPathVersioning, or a tenant."""
+    tried = 0
+    with override_settings(ROOT_URLCONF=(include_under(include("accesspass.urls")),)):
+        for route in urlpatterns:
+            view = route.callback.view_class
+            for method in ("get", "post", "patch", "delete"):
+                if hasattr(view, method):
+                    pair = sessions.start(user)
+                    where = prefix + str(route.pattern).replace(
+                        "<str:session_id>", str(pair.session_id)
+                    )
+                    headers = bearer(pair.access_token)
+                    answer = APIClient(**headers).generic(method, where, "{}", "application/json")
+                    assert answer["Cache-Control"] == "no-store", where
+                    tried += 1
+    assert tried == len(urlpatterns) + 1, "account/ has two methods"
+
+
+def test_a_post_without_the_last_slash_is_redirected_and_becomes_a_get(api: APIClient) -> None:
+    path = url("login").rstrip("/")
+    answer = api.post(path, {}, format="json")
+    assert (answer.status_code, answer["Location"]) == (301, f"{path}/")
+    assert_error(api.post(path, {}, format="json", follow=True), 405, "method_not_allowed")

@@ -87,11 +87,16 @@ class ReplicatedCache(BaseCache):
         if self._database is not None and (
             self._database["NAME"] != self._database_name or self._resolved.stopped
         ):
+            name = self._database["NAME"]
             if self._database_name is not _MISSING:
                 _give_up(self._resolved)  # nobody in this process means that database any more
-            self._database_name = self._database["NAME"]
             self._resolved = self._resolve()
+            self._database_name = name  # not before: the next call has to fail as this one may
         return self._resolved
+
+    def check_engine(self) -> None:
+        """Raise ImproperlyConfigured if no engine can be had for the location. Asks no server."""
+        resolve(self._location, self._options)
 
     def _resolve(self) -> Follower:
         options = self._options

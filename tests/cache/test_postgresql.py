@@ -211,7 +211,8 @@ def test_a_role_that_may_not_create_is_told_and_what_the_page_types_helps(
     server.execute("CREATE ROLE shop LOGIN")
     server.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", database="shop")
     engine = make_engine(server.url("shop", user="shop"))
-    with pytest.raises(EngineUnavailable, match=r"tables of accesspass_cache .* not be made"):
+    told = r"PostgreSQL: the tables of accesspass_cache .* not be made; accesspass_status --schema"
+    with pytest.raises(EngineUnavailable, match=told):
         engine.changes(0, 0)
     assert status == "python manage.py accesspass_status --schema > cache.sql"
     (tmp_path / "cache.sql").write_text(schema())  # which is what that prints

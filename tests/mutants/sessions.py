@@ -36,7 +36,7 @@ MUTANTS = [
         "A used refresh token gets its successor at any time.",
         SESSIONS,
         {
-            "        and session.nonce\n        and session.clock - session.rotated_at <= "
+            "        and session.nonce\n        and session.clock - session.rotated_at < "
             "timedelta(seconds=conf.REFRESH_GRACE)\n": ""
         },
         f"{REFRESH}reuse_after_the_grace_ends_the_session_although_the_answer_is_an_error"
@@ -165,7 +165,7 @@ MUTANTS = [
         "The grace is measured by the node's clock.",
         SESSIONS,
         {
-            "session.clock - session.rotated_at <= timedelta(seconds=conf.REFRESH_GRACE)": "time"
+            "session.clock - session.rotated_at < timedelta(seconds=conf.REFRESH_GRACE)": "time"
             ".time() - session.rotated_at.timestamp() <= conf.REFRESH_GRACE"
         },
         "tests/races/test_clocks.py::test_a_wrong_clock_changes_no_verdict_on_the_grace"

@@ -653,7 +653,8 @@ class PostgreSQLEngine(Engine):
         except _RefusedError as error:
             raise _RefusedError(
                 error.code,
-                f"{error}; the tables of {self._table} are not there and could not be made",
+                f"the tables of {self._table} are not there and could not be made; "
+                f"accesspass_status --schema prints them for whoever may: {error}",
             ) from None
         except _LostError as error:
             raise _LostError(str(error), sent=False) from None
