@@ -239,7 +239,7 @@ def _time(user: Any, rounds: int) -> list[dict[str, str]]:
                 "against": peer,
                 "its µs": microseconds(peers.median),
                 "its quartiles": spread(peers),
-                "ratio": f"{one.median / peers.median:.2f}",
+                "ratio": f"{one.median / peers.median:.3f}",
             }
         )
     return rows
