@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -322,6 +322,22 @@ def revoke_everywhere(page: Page) -> str:
     return verdict.inner_text()
 
 
+def look_around(page: Page, name: str, look: Callable[[], None]) -> None:
+    """Look at the page with all that it shows to somebody new, in each of its states."""
+    page.goto("/forgot")
+    heading(page, "Forgotten")
+    look()
+    register(page, name)
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    look()
+    revoke_everywhere(page)
+    look()
+    page.goto("/outbox")
+    page.get_by_role("article").first.wait_for()
+    look()
+
+
 def test_every_worker_is_seen_to_refuse_and_none_accepts_after_it(page: Page) -> None:
     register(page, "grace")
     assert revoke_everywhere(page).endswith("Requests accepted since: none.")
@@ -614,18 +630,7 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_a_phone(page: Page, sc
         assert page.evaluate(LOW_CONTRAST) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
-    page.goto("/forgot")
-    heading(page, "Forgotten")
-    look()
-    register(page, f"jane-{scheme}")
-    for summary in page.locator("summary:visible").all():
-        summary.click()
-    look()
-    revoke_everywhere(page)
-    look()
-    page.goto("/outbox")
-    page.get_by_role("article").first.wait_for()
-    look()
+    look_around(page, f"jane-{scheme}", look)
 
 
 def test_twice_the_text_fits_a_phone_whatever_the_name(site: PageServer, chromium: Browser) -> None:
@@ -636,21 +641,10 @@ def test_twice_the_text_fits_a_phone_whatever_the_name(site: PageServer, chromiu
         page = context.new_page()
 
         def look() -> None:
+            assert page.evaluate("getComputedStyle(document.body).fontSize") == "32px"
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
-        page.goto("/forgot")
-        heading(page, "Forgotten")
-        assert page.evaluate("getComputedStyle(document.body).fontSize") == "32px"
-        look()
-        register(page, "jo" * 75)
-        for summary in page.locator("summary:visible").all():
-            summary.click()
-        look()
-        revoke_everywhere(page)
-        look()
-        page.goto("/outbox")
-        page.get_by_role("article").first.wait_for()
-        look()
+        look_around(page, "jo" * 75, look)
 
 
 def test_a_message_does_not_cover_what_has_the_focus_and_can_be_dismissed(page: Page) -> None:
