@@ -14,6 +14,7 @@ import base64
 import functools
 import io
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -151,7 +152,7 @@ class Watch:
 
 
 def _file(database: Any) -> str:
-    return str(database).removeprefix("file:").partition("?")[0]
+    return os.fsdecode(database).removeprefix("file:").partition("?")[0]
 
 
 @functools.cache
