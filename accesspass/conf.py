@@ -66,6 +66,7 @@ class Option(Generic[T]):
         if value is not self._accepted:  # each value is looked at once
             problem = None if value is self.default else self.problem(value)
             if problem is not None:
+                del value  # it may be a key, and a report of the error would show it
                 raise ImproperlyConfigured(f"ACCESSPASS[{self.name!r}] {problem}.")
             self._accepted = value
         if self.read is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.views.debug import ExceptionReporter
 
 from accesspass.conf import Conf, conf
 from accesspass.hooks import Hooks
@@ -34,6 +35,23 @@ def test_defaults() -> None:
 def test_a_project_without_the_setting_gets_the_defaults(settings: Any) -> None:
     del settings.ACCESSPASS
     assert conf.REFRESH_GRACE == 10
+
+
+@pytest.mark.parametrize("name", ["TOKEN_KEYS", "INTROSPECTION_SECRET", "INTROSPECTION_CLIENTS"])
+def test_the_report_of_a_wrong_option_does_not_show_what_it_was(name: str) -> None:
+    wrong = {"TOKEN_KEYS": ["canary"], "INTROSPECTION_CLIENTS": {"shop": "canary"}}
+    with (
+        override_settings(ACCESSPASS={name: wrong.get(name, b"canary")}),
+        pytest.raises(ImproperlyConfigured) as raised,
+    ):
+        getattr(conf, name)
+    report = ExceptionReporter(None, raised.type, raised.value, raised.tb)
+    frames = [
+        frame for frame in report.get_traceback_frames() if "/accesspass/" in frame["filename"]
+    ]
+    assert frames
+    assert "canary" not in repr([frame["vars"] for frame in frames])
+    assert "canary" not in str(raised.value)
 
 
 def test_options_are_read_when_they_are_used() -> None:
