@@ -6,8 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from accesspass import background, mail, nodes, sessions
-from accesspass.models import Throttle
+from accesspass import background
 
 # What is left to others: e-mails to accesspass_mail, and what each process says of itself.
 _JOBS = ("tidy", "sweep", "purge", "mail purge", "throttles", "nodes", "audit")
@@ -27,13 +26,10 @@ class Command(BaseCommand):
         if options["loop"]:
             background.run(_JOBS)
             return
-        pending, changed, deleted = sessions.tidy(), sessions.sweep(), sessions.purge()
-        mail.purge()
-        Throttle.objects.purge()
-        nodes.purge()
+        done = {job.name: job.run() for job in background.JOBS if job.name in _JOBS}
         self.stdout.write(
-            f"{pending} pending publications, {changed} changed users, {deleted} sessions deleted."
+            f"{done['tidy']} pending publications, {done['sweep']} changed users, "
+            f"{done['purge']} sessions deleted."
         )
-        for job in background.JOBS:
-            if job.name == "audit":  # accesspass.audit is installed
-                self.stdout.write(f"{job.run()} events deleted from the audit log.")
+        if "audit" in done:  # accesspass.audit is installed
+            self.stdout.write(f"{done['audit']} events deleted from the audit log.")
